@@ -1,0 +1,26 @@
+"""ResNets and ResNeXts in JAX and Flax: train, study and reuse them on CPU, GPU and TPU."""
+
+from resnet_jax.models import (
+    Residual,
+    ResNet,
+    ResNet18,
+    ResNeXtBlock,
+    create_model,
+    layer_summary,
+    list_models,
+)
+from resnet_jax.training import Config, fit, load, load_recipe
+
+__all__ = [
+    "Config",
+    "ResNeXtBlock",
+    "ResNet",
+    "ResNet18",
+    "Residual",
+    "create_model",
+    "fit",
+    "layer_summary",
+    "list_models",
+    "load",
+    "load_recipe",
+]

@@ -1,0 +1,32 @@
+"""The command."""
+
+import sys
+from collections.abc import Sequence
+
+from resnet_jax.errors import UserError
+from resnet_jax.training import Config, Stopped, fit
+from resnet_jax.training.config import parse
+from resnet_jax.training.rundir import old_run_dir, read_config
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
+    """Train as the flags say; the exit code. 2: the flags, a file or a folder cannot be, in one line on stderr."""
+    try:
+        result = fit(read_flags(sys.argv[1:] if argv is None else argv, prog))
+    except UserError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return 128 + stop.signum
+    print(f"test accuracy {result.test_accuracy:.4f}; the run is in {result.run_dir}")
+    return 0
+
+
+def read_flags(argv: Sequence[str], prog: str) -> Config:
+    """The config that flags ask for; on --resume, over that of the run."""
+    config = parse(argv, prog)
+    if not config.run.resume:
+        return config
+    run_dir = old_run_dir(config)
+    return parse([*argv, "--run-dir", str(run_dir)], prog, default=read_config(run_dir))

@@ -1,0 +1,127 @@
+"""Checkpoints of a run: the latest and the best. The only file that names Orbax.
+
+Each has the items params, batch_stats and opt_state, so that inference restores the first two alone, and meta, a
+JSON item. Orbax gives a flipped bit back as it is, and casts a wrong dtype silently: meta holds the digest of
+every leaf, and what is restored is checked against it.
+"""
+
+import contextlib
+import hashlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from resnet_jax.errors import CheckpointError
+from resnet_jax.training.state import PyTree, TrainState
+
+METRIC = "test_accuracy"
+
+# it warns of every checkpoint inside an epoch that it has no metrics; what goes wrong is raised
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def digests(tree: PyTree) -> dict[str, str]:
+    """Path of each leaf -> sha256 of its dtype, shape and bytes."""
+    out = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        head = f"{array.dtype} {array.shape} ".encode()
+        out[jax.tree_util.keystr(path)] = hashlib.sha256(head + array.tobytes()).hexdigest()
+    return out
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder; a context manager, since leaving without closing would lose the last one."""
+
+    def __init__(self, run_dir: Path, *, read_only: bool = False):
+        self.folder = run_dir.absolute() / "checkpoints"
+        if read_only and not self.folder.is_dir():
+            raise CheckpointError(f"{run_dir}: no run is kept there (it has no folder checkpoints/)")
+        best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=_metric,
+            best_mode="max",
+            # not max_to_keep, which with best_fn would delete the newest
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=1), best]),
+            read_only=read_only,
+        )
+        self.manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.manager.close()  # waits for what is being written
+
+    def latest(self) -> int | None:
+        """The step of the latest checkpoint, or None."""
+        return self.manager.latest_step()
+
+    def best(self) -> int | None:
+        """The step of the checkpoint of the highest test accuracy, or the latest if none has been evaluated."""
+        return self.manager.best_step() or self.manager.latest_step()
+
+    def save(self, state: TrainState, meta: dict[str, Any], test_accuracy: float | None = None) -> None:
+        """Write a checkpoint of state.step, in the background. test_accuracy: where it has been evaluated."""
+        host = jax.device_get(state)  # numpy restores on any number of devices
+        step, items = int(host.step), _items(host)
+        meta = meta | {"step": step, "digests": {name: digests(tree) for name, tree in items.items()}}
+        args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+        metrics = None if test_accuracy is None else {METRIC: test_accuracy}
+        composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
+        if not self.manager.save(step, args=composite, metrics=metrics):  # it does not raise
+            raise CheckpointError(f"{self.folder}: step {step} was not saved; the latest there is {self.latest()}")
+
+    def restore_meta(self, step: int) -> dict[str, Any]:
+        """The JSON item of a checkpoint."""
+        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        with self._damage(step):
+            return self.manager.restore(step, args=args)["meta"]
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a checkpoint, as numpy arrays; like gives shapes and dtypes."""
+        items = self._restore_items(step, _items(like))
+        return TrainState(step=np.int32(step), **items)
+
+    def restore_variables(self, step: int, like: PyTree) -> PyTree:
+        """The items params and batch_stats of a checkpoint, as numpy arrays; like gives shapes and dtypes."""
+        return self._restore_items(step, like)
+
+    def _restore_items(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
+        expected = self.restore_meta(step)["digests"]
+        templates = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
+        with self._damage(step):
+            restored = self.manager.restore(step, args=ocp.args.Composite(**args))
+            items = {name: restored[name] for name in like}
+            for name, tree in items.items():
+                wrong = sorted(set(digests(tree).items()) ^ set(expected[name].items()))
+                if wrong:
+                    raise ValueError(f"{name}{wrong[0][0]} is not what was saved")
+        return items
+
+    @contextlib.contextmanager
+    def _damage(self, step: int) -> Iterator[None]:
+        """Whatever Orbax, TensorStore or json raise of a damaged checkpoint, as one line."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{self.folder / str(step)}: the checkpoint is damaged or of another network ({reason}); "
+                "delete that folder to use the one before it"
+            ) from error
+
+
+def _metric(metrics: dict[str, float]) -> float:
+    return metrics[METRIC]
+
+
+def _items(state: TrainState) -> dict[str, PyTree]:
+    return {"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state}

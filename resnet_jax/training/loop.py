@@ -1,0 +1,384 @@
+"""fit: from a config to a trained network, as a list of named calls."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import jax
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from resnet_jax import data
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.errors import ConfigError
+from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.training import hardware, rundir
+from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.config import Config, check
+from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
+from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.state import TrainState, create_state
+from resnet_jax.training.step import (
+    AXIS,
+    Dataset,
+    epoch_rows,
+    eval_rows,
+    make_eval_step,
+    make_train_steps,
+    replicate,
+    shard,
+)
+
+PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+FORECAST_CALLS = 5  # what a forecast is measured on
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """run_dir: the run's folder; history: a row an epoch; test_accuracy: that of the last epoch, not of the best."""
+
+    run_dir: Path
+    history: list[Row]
+
+    @property
+    def test_accuracy(self) -> float:
+        return self.history[-1]["test_accuracy"]
+
+
+class Stopped(Exception):
+    """A signal has stopped the run, and its checkpoint is written. signum: the signal's number."""
+
+    def __init__(self, signum: int, run_dir: Path, step: int):
+        super().__init__(f"stopped at step {step}; go on with --resume --run-dir {run_dir}")
+        self.signum = signum
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """What does not change during a run. train, test: on every device; steps: of an epoch; per_call: of a dispatch."""
+
+    config: Config
+    arch: Arch
+    devices: list[jax.Device]
+    model: ResNet
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    train: Dataset
+    test: Dataset
+    steps: int
+    per_call: int
+    train_steps: Callable[[int], Callable]
+    eval_step: Callable
+
+
+@dataclasses.dataclass
+class Progress:
+    """What changes beside the state. history: a row for each epoch done; sums, seconds: of the one begun."""
+
+    history: list[Row]
+    sums: Sums
+    seconds: float
+
+
+def fit(config: Config) -> Result:
+    """Train as config says and return what came of it; this is what `python train.py` runs.
+
+    Prints a line an epoch, and keeps config.json, metrics.jsonl and checkpoints/ in the run's folder. Raises a
+    UserError, before anything is compiled or written, where the config cannot be; Stopped after SIGINT or SIGTERM.
+    """
+    check(config)
+    devices = hardware.pick_devices(config.run.devices)
+    check_batch(config, len(devices))
+    run_dir = rundir.choose(config)
+    splits = data.load(
+        config.data.dataset, config.data.data_dir or None, config.data.source_dir or None, log=tqdm.write
+    )
+    if config.run.compile_cache:
+        hardware.use_compile_cache()
+    with rundir.hold(run_dir), Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
+        rundir.write_config(run_dir, config)
+        trainer = make_trainer(config, devices, splits)
+        state, progress = start(trainer, checkpoints)
+        saver = Saver(trainer, checkpoints, run_dir, signals)
+        saver.write_history(progress)
+        for epoch in range(len(progress.history), config.epochs):
+            state = train_epoch(trainer, state, epoch, progress, saver)
+            progress = finish_epoch(trainer, state, progress)
+            saver.end_of_epoch(state, progress)
+    return Result(run_dir, progress.history)
+
+
+def check_batch(config: Config, num_devices: int) -> None:
+    """Raise ConfigError where the batch cannot be taken from the images or split over the devices."""
+    batch, images = config.batch_size, num_train(config)
+    if batch > images:
+        raise ConfigError(f"--batch-size {batch} is more than the {images} training images; use at most {images}")
+    if batch % num_devices:
+        below, above = batch // num_devices * num_devices, -(-batch // num_devices) * num_devices
+        nearest = f"{below} or {above}" if below else str(above)
+        fitting = max(n for n in range(1, num_devices) if batch % n == 0)
+        raise ConfigError(
+            f"--batch-size {batch} cannot be split over {num_devices} devices; use {nearest}, or --devices {fitting}"
+        )
+
+
+def num_train(config: Config) -> int:
+    """How many images the run trains on."""
+    return config.data.train_images or data.DATASETS[config.data.dataset].num_train
+
+
+def make_model(config: Config, arch: Arch, device: jax.Device) -> ResNet:
+    """The network of a run, for the step if an axis is named in the config, and for inference all the same."""
+    return create_model(
+        arch,
+        data.DATASETS[config.data.dataset].num_classes,
+        stem=config.stem_form,
+        dtype=hardware.pick_dtype(config.run.precision, device),
+        axis_name=AXIS if config.run.sync_batch_norm else None,
+    )
+
+
+def make_preprocess(config: Config) -> Preprocess:
+    """What a run does to its images."""
+    spec = data.DATASETS[config.data.dataset]
+    normalize = config.data.normalize and spec.mean is not None and spec.std is not None
+    mean_std = (spec.mean, spec.std) if normalize else None
+    return Preprocess(config.image_size, mean_std, config.data.flip, config.data.crop_padding)
+
+
+def make_trainer(config: Config, devices: list[jax.Device], splits: data.Splits) -> Trainer:
+    """The model, the optimizer and the steps of a run, and its data on the devices."""
+    arch = get_arch(config.arch)
+    model = make_model(config, arch, devices[0])
+    tqdm.write(f"{config.arch} on {hardware.describe(devices, model.dtype)}")
+    preprocess = make_preprocess(config)
+    steps = num_train(config) // config.batch_size
+    schedule = make_schedule(config.optim, config.epochs, steps)
+    optimizer = make_optimizer(config.optim, schedule)
+    num_test = config.data.test_images or len(splits.test.labels)
+    return Trainer(
+        config=config,
+        arch=arch,
+        devices=devices,
+        schedule=schedule,
+        optimizer=optimizer,
+        model=model,
+        train=replicate(Dataset(*(x[: num_train(config)] for x in splits.train)), devices),
+        test=replicate(Dataset(*(x[:num_test] for x in splits.test)), devices),
+        steps=steps,
+        per_call=hardware.pick_steps_per_dispatch(config.run.steps_per_dispatch, devices[0]),
+        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices),
+        eval_step=make_eval_step(model, preprocess, devices),
+    )
+
+
+def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+    """The state, on the devices, and the progress of the latest checkpoint; those of step 0 if there is none."""
+    config, size = trainer.config, trainer.config.image_size
+    state = create_state(trainer.model, trainer.optimizer, config.seed, (size, size, trainer.train.images.shape[-1]))
+    progress = Progress([], Sums(), 0.0)
+    latest = checkpoints.latest()
+    if latest is not None:
+        meta = checkpoints.restore_meta(latest)
+        state = checkpoints.restore(latest, state)
+        progress = Progress(meta["history"], Sums(**meta["sums"]), meta["seconds"])
+        done = len(progress.history)
+        rest = "; nothing is left to do, a higher --epochs would go on" if done >= config.epochs else ""
+        tqdm.write(f"resumed from step {latest}, after {done} of {config.epochs} epochs{rest}")
+    return replicate(state, trainer.devices), progress
+
+
+def train_epoch(trainer: Trainer, state: TrainState, epoch: int, progress: Progress, saver: "Saver") -> TrainState:
+    """Make the steps of an epoch (from 0) that are left, adding up progress; the state after them."""
+    config = trainer.config
+    rows = epoch_rows(config.seed, epoch, num_train(config), config.batch_size, len(trainer.devices))
+    rows = shard(rows, trainer.devices)
+    first = int(state.step) - epoch * trainer.steps
+    began = time.monotonic() - progress.seconds
+    forecast = Forecast(trainer)
+    with progress_bar(trainer, epoch, first) as bar:
+        for position in range(first, trainer.steps, trainer.per_call):
+            num_steps = min(trainer.per_call, trainer.steps - position)
+            state, metrics = trainer.train_steps(num_steps)(state, trainer.train, rows, np.int32(position))
+            progress.sums.push(metrics)
+            progress.seconds = time.monotonic() - began
+            show(bar, num_steps * config.batch_size, progress.sums)
+            forecast.after_call(steps_left=config.epochs * trainer.steps - epoch * trainer.steps - position)
+            if position + num_steps < trainer.steps:
+                saver.inside_epoch(state, progress)
+        progress.sums.settle()
+    progress.seconds = time.monotonic() - began
+    check_finite(progress.sums, int(state.step))
+    return state
+
+
+def finish_epoch(trainer: Trainer, state: TrainState, progress: Progress) -> Progress:
+    """Evaluate, print the epoch's line and add its row."""
+    began = time.monotonic()
+    test = evaluate(trainer, state)
+    sums, epoch, step = progress.sums, len(progress.history) + 1, int(state.step)
+    row = {
+        "epoch": epoch,
+        "step": step,
+        "train_loss": sums.mean_loss,
+        "train_accuracy": sums.accuracy,
+        "test_loss": test.mean_loss,
+        "test_accuracy": test.accuracy,
+        "learning_rate": float(trainer.schedule(step - 1)),
+        "images_per_second": sums.count / progress.seconds,
+        "train_seconds": progress.seconds,
+        "eval_seconds": time.monotonic() - began,
+    }
+    tqdm.write(
+        f"epoch {epoch}/{trainer.config.epochs}: train loss {sums.mean_loss:.4f} accuracy {sums.accuracy:.4f}, "
+        f"test loss {test.mean_loss:.4f} accuracy {test.accuracy:.4f} ({test.correct} of {test.count}), "
+        f"{row['images_per_second']:,.0f} images/s, {duration(progress.seconds + row['eval_seconds'])}"
+    )
+    return Progress([*progress.history, row], Sums(), 0.0)
+
+
+def evaluate(trainer: Trainer, state: TrainState) -> Sums:
+    """The metrics of every test image, each counted once."""
+    sums = Sums()
+    for rows in eval_rows(len(trainer.test.labels), trainer.config.batch_size, len(trainer.devices)):
+        rows = shard(rows, trainer.devices)
+        sums.push(trainer.eval_step(state.params, state.batch_stats, trainer.test, rows))
+    sums.settle()
+    return sums
+
+
+class Saver:
+    """When and what a run keeps: a checkpoint at the end of each epoch, every so many minutes and at a signal."""
+
+    def __init__(self, trainer: Trainer, checkpoints: Checkpoints, run_dir: Path, signals: "Signals"):
+        self.trainer, self.checkpoints, self.run_dir, self.signals = trainer, checkpoints, run_dir, signals
+        self.saved_at = time.monotonic()
+
+    def inside_epoch(self, state: TrainState, progress: Progress) -> None:
+        """Save if it is time to, or stop here if a signal asks."""
+        seconds = 60 * self.trainer.config.run.checkpoint_minutes
+        due = seconds > 0 and time.monotonic() - self.saved_at > seconds
+        if due or self.signals.received is not None:
+            progress.sums.settle()
+            check_finite(progress.sums, int(state.step))
+            self._save(state, progress)
+
+    def end_of_epoch(self, state: TrainState, progress: Progress) -> None:
+        """Save, with the test accuracy that makes it the best or not."""
+        self.write_history(progress)
+        self._save(state, progress, progress.history[-1]["test_accuracy"])
+
+    def write_history(self, progress: Progress) -> None:
+        """Make metrics.jsonl agree with the state: rows after the checkpoint resumed from go."""
+        write_rows(self.run_dir / "metrics.jsonl", progress.history)
+
+    def _save(self, state: TrainState, progress: Progress, test_accuracy: float | None = None) -> None:
+        config = self.trainer.config
+        meta = {
+            "epoch": len(progress.history),
+            "seed": config.seed,
+            "arch": dataclasses.asdict(self.trainer.arch),
+            "config": dataclasses.asdict(config),
+            "versions": {name: version(name) for name in PACKAGES},
+            "history": progress.history,
+            "sums": progress.sums.values(),
+            "seconds": progress.seconds,
+        }
+        self.checkpoints.save(state, meta, test_accuracy)
+        self.saved_at = time.monotonic()
+        if self.signals.received is not None:
+            raise Stopped(self.signals.received, self.run_dir, int(state.step))
+
+
+class Forecast:
+    """On a CPU, tells after a few steps how long the run will take there."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.calls, self.began = 0, 0.0
+
+    def after_call(self, steps_left: int) -> None:
+        """Count a call of the devices; the first is left out, since it compiles."""
+        self.calls += 1
+        trainer = self.trainer
+        if self.calls == 2:  # sums are one call behind: the first has just ended
+            self.began = time.monotonic()
+        elif self.calls == 2 + FORECAST_CALLS and trainer.devices[0].platform == "cpu":
+            step = (time.monotonic() - self.began) / FORECAST_CALLS / trainer.per_call
+            tqdm.write(
+                f"no accelerator: on this CPU an epoch takes about {duration(step * trainer.steps)} "
+                f"and the rest of the run {duration(step * steps_left)}, plus evaluation"
+            )
+
+
+def progress_bar(trainer: Trainer, epoch: int, first: int) -> tqdm:
+    """A bar of the epoch's images, on stderr."""
+    batch = trainer.config.batch_size
+    return tqdm(
+        total=trainer.steps * batch,
+        initial=first * batch,
+        desc=f"epoch {epoch + 1}/{trainer.config.epochs}",
+        unit=" images",
+        leave=False,
+        dynamic_ncols=True,
+        mininterval=0.5 if sys.stderr.isatty() else 60,  # a log file needs no more than a line a minute
+    )
+
+
+def show(bar: tqdm, images: int, sums: Sums) -> None:
+    """Move the bar on, with the means of the epoch so far."""
+    if sums.count:
+        bar.set_postfix(loss=f"{sums.mean_loss:.4f}", accuracy=f"{sums.accuracy:.4f}", refresh=False)
+    bar.update(images)
+
+
+def version(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"  # resnet_jax itself, run from a checkout
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42 s, 7 min 5 s, 3 h 20 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+class Signals:
+    """received: the number of the signal that asks the run to stop, or None."""
+
+    received: int | None = None
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Signals]:
+    """SIGINT and SIGTERM let the step and its checkpoint be finished; a second one stops at once."""
+    signals, before = Signals(), {}
+
+    def receive(signum: int, frame: FrameType | None) -> None:
+        signals.received = signum
+        signal.signal(signum, before[signum])
+        tqdm.write("stopping after this step; once more stops at once")
+
+    if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            before[signum] = signal.signal(signum, receive)
+    try:
+        yield signals
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

@@ -1,0 +1,87 @@
+"""From a finished run to predictions."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+
+from resnet_jax.data import DATASETS
+from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.models import ResNet, arch_from_dict
+from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.config import Config, from_dict
+from resnet_jax.training.loop import make_model, make_preprocess
+from resnet_jax.training.state import PyTree
+
+BATCH = 256  # images at a time, so that many of them need no more memory than a few
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """A trained network: predictor(images) -> probabilities.
+
+    variables: params and batch_stats; step: of the checkpoint; class_names: what the columns of probabilities are.
+    """
+
+    config: Config
+    model: ResNet
+    variables: PyTree
+    step: int
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        preprocess = make_preprocess(self.config)
+
+        def probabilities(variables: PyTree, images: jax.Array) -> jax.Array:
+            return jax.nn.softmax(self.model.apply(variables, preprocess.evaluate(images), train=False))
+
+        object.__setattr__(self, "_probabilities", jax.jit(probabilities))
+
+    def __call__(self, images: np.ndarray | jax.Array) -> np.ndarray:
+        """(N, H, W, C), or (N, H, W) for one channel -> (N, classes) float32, rows summing to 1.
+
+        uint8 images hold 0 to 255, floating ones 0 to 1; any size is resized to that of training. ConfigError for
+        anything else.
+        """
+        images = as_images(images, DATASETS[self.config.data.dataset].image_shape[-1])
+        parts = [np.zeros((0, len(self.class_names)), np.float32)]
+        for i in range(0, len(images), BATCH):
+            part = images[i : i + BATCH]
+            # whole batches only, so that one program serves any number of images
+            padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
+            parts.append(np.asarray(self._probabilities(self.variables, padded))[: len(part)])
+        return np.concatenate(parts)
+
+
+def as_images(images: np.ndarray | jax.Array, channels: int) -> np.ndarray:
+    """Images as (N, H, W, C), in 0 to 255."""
+    images = np.asarray(images)
+    if images.ndim == 3 and channels == 1:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[-1] != channels:
+        raise ConfigError(f"images of shape {images.shape}: this network takes (N, H, W, {channels})")
+    if jnp.issubdtype(images.dtype, jnp.floating):
+        if images.size and not (images.min() >= 0 and images.max() <= 1):
+            raise ConfigError("floating images must lie in [0, 1]; divide by 255, or pass uint8")
+        return images.astype(np.float32) * 255
+    if images.dtype != np.uint8:
+        raise ConfigError(f"images of dtype {images.dtype}: use uint8 (0 to 255) or floating (0 to 1)")
+    return images
+
+
+def load(run_dir: str | Path) -> Predictor:
+    """The predictor of a run's best checkpoint, by test accuracy; CheckpointError where there is none."""
+    with Checkpoints(Path(run_dir), read_only=True) as checkpoints:
+        step = checkpoints.best()
+        if step is None:
+            raise CheckpointError(f"{run_dir}: the run has no checkpoint yet")
+        meta = checkpoints.restore_meta(step)
+        config = from_dict(meta["config"])
+        model = make_model(config, arch_from_dict(meta["arch"]), jax.local_devices()[0])
+        size, spec = config.image_size, DATASETS[config.data.dataset]
+        image = jnp.zeros((1, size, size, spec.image_shape[-1]))
+        like = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+        variables = jax.device_put(checkpoints.restore_variables(step, like))
+    return Predictor(config, model, variables, step, spec.class_names)

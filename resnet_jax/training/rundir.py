@@ -1,0 +1,113 @@
+"""The folder of a run: its name, who may write to it, and the config that it was started with."""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+
+from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.training.config import Config, from_dict
+
+RUNS = Path("runs")
+CONFIG_FILE = "config.json"
+
+# what may change when a run goes on; everything else would make it another run
+FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes"}
+FREE |= {"devices", "steps_per_dispatch", "compile_cache"}
+
+
+def choose(config: Config) -> Path:
+    """The folder of the run, to be made or to go on with; ConfigError where it will not do. Writes nothing."""
+    if not config.run.resume:
+        return new_run_dir(config)
+    path = old_run_dir(config)
+    check_same_run(path, config)
+    return path
+
+
+def new_run_dir(config: Config) -> Path:
+    """The folder that a new run will make; ConfigError if it is taken or cannot be made."""
+    stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
+    path = Path(config.run.run_dir or RUNS / f"{config.arch}-{config.data.dataset}-{stamp}")
+    if path.is_dir() and any(path.iterdir()):
+        raise ConfigError(f"--run-dir {path} exists and is not empty: add --resume to go on, or give another folder")
+    _check_writable(path)
+    return path
+
+
+def old_run_dir(config: Config) -> Path:
+    """The folder of the run to go on with: --run-dir, or the newest one of that arch and data set."""
+    if config.run.run_dir:
+        path = Path(config.run.run_dir)
+        if not (path / CONFIG_FILE).is_file():
+            raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
+    else:
+        pattern = f"{config.arch}-{config.data.dataset}-*/{CONFIG_FILE}"
+        # the name ends in date and time, so the newest comes last
+        path = max(RUNS.glob(pattern), default=RUNS).parent
+        if path == RUNS.parent:
+            raise ConfigError(f"--resume: there is no run {RUNS / pattern}; leave --resume out to start one")
+    _check_writable(path)
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"--run-dir {path}: {existing} is not a folder that can be written to; give another one")
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config that a run was started with."""
+    path = run_dir / CONFIG_FILE
+    try:
+        return from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: not a run's config that can be read ({error})") from None
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Keep the config beside the checkpoints."""
+    part = run_dir / (CONFIG_FILE + ".part")
+    part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+    os.replace(part, run_dir / CONFIG_FILE)
+
+
+def check_same_run(run_dir: Path, config: Config) -> None:
+    """Raise ConfigError where config would not go on with the run of that folder."""
+    old, new = (_flat(c) for c in (read_config(run_dir), config))
+    for key in old:
+        if key not in FREE and old[key] != new[key]:
+            flag = "--" + key.replace("_", "-")
+            raise ConfigError(
+                f"--resume: the run in {run_dir} has {flag} {old[key]}, not {new[key]}; "
+                f"leave {flag} out, or start another run without --resume"
+            )
+
+
+def _flat(config: Config) -> dict[str, object]:
+    values = dataclasses.asdict(config)
+    parts = [values.pop(name) for name in ("data", "optim", "run")]
+    return values | {key: value for part in parts for key, value in part.items()}
+
+
+@contextlib.contextmanager
+def hold(run_dir: Path) -> Iterator[None]:
+    """Make the folder and keep every other process from training into it."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(run_dir / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        raise CheckpointError(
+            f"{run_dir}: another process is training into this folder; wait for it or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

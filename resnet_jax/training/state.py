@@ -1,0 +1,34 @@
+"""What training changes: one pytree, the same on every device, with no device axis."""
+
+from typing import Any
+
+import flax
+import jax
+import optax
+from flax import linen as nn
+from jax import numpy as jnp
+
+PyTree = Any
+
+
+@flax.struct.dataclass
+class TrainState:
+    """step: () int32, updates made so far; params and batch_stats: the model's; opt_state: the optimizer's."""
+
+    step: jax.Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+) -> TrainState:
+    """The state of step 0 for images of (H, W, C), a pure function of seed."""
+
+    def init() -> TrainState:
+        variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
+        params = variables["params"]
+        return TrainState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(params))
+
+    return jax.jit(init)()
