@@ -60,7 +60,7 @@ def _prepare(
     arrays, origin = _from_files(spec, source_dir, log)
     if arrays is None:
         check_server(spec, seconds)
-    from resnet_jax.data import builders  # imports TFDS, which a prepared data set does not need
+    from resnet_jax.data import builders  # imports TFDS
 
     builders.prepare(spec, data_dir, arrays)
     return origin

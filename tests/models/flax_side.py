@@ -9,6 +9,8 @@ import seeded
 from flax import linen as nn
 from jax import numpy as jnp
 
+RUN_ONCE = {"xla_backend_optimization_level": 0}  # LLVM's effort costs more than the one run gains by it
+
 
 def variables(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]:
     """The module's variables, every leaf filled by its path, as make_torch_fixtures.py fills PyTorch's."""
@@ -24,7 +26,6 @@ def answer_function(module: nn.Module, mode: str) -> Callable[..., Any]:
         output, new = module.apply(held, x, train=mode == "train", mutable=["batch_stats"])
         return jnp.sum(output * noise), (output, new["batch_stats"])
 
-    @jax.jit
     def run(held, x, noise):
         grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
         (params, dx), (output, stats) = grad(held["params"], x, held["batch_stats"], noise)
@@ -37,8 +38,8 @@ def answer(
     module: nn.Module, name: str, input_shape: tuple[int, ...], output_shape: tuple[int, ...], mode: str
 ) -> dict[str, np.ndarray]:
     """Output, gradients and, in either mode, the running statistics, named as the frozen ones are."""
-    x, noise = seeded.normal(f"{name} x", input_shape), seeded.normal(f"{name} loss", output_shape)
-    run = answer_function(module, mode)
+    x, noise = seeded.normal(f"{name} x", input_shape), seeded.loss_weights(name, output_shape)
+    run = jax.jit(answer_function(module, mode), compiler_options=RUN_ONCE)
     output, stats, params, dx = jax.device_get(run(variables(module, input_shape), x, noise))
     return (
         {"output": output, "gradient/x": dx}

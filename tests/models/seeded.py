@@ -103,8 +103,13 @@ def _random(name: str, shape: tuple[int, ...]) -> np.random.RandomState:
 
 
 def normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Standard normal float32 numbers: images, and the weights of a scalar loss."""
+    """Standard normal float32 numbers, such as images."""
     return _random(name, shape).standard_normal(shape).astype(np.float32)
+
+
+def loss_weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """What a loss multiplies an output with before it sums it up: noise, averaged over the images."""
+    return normal(f"{name} loss", shape) / np.float32(shape[0])
 
 
 def labels(name: str, count: int) -> np.ndarray:

@@ -187,7 +187,7 @@ def test_gradient_of_each_image_adds_up_to_the_batchs():
         return jnp.sum(y[0] * noise)
 
     one_by_one = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(held["params"], x, noise)
-    _, _, whole, _ = flax_side.answer_function(block, "eval")(held, x, noise)
+    _, _, whole, _ = jax.jit(flax_side.answer_function(block, "eval"))(held, x, noise)
     for a, b in zip(jax.tree.leaves(one_by_one), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a.sum(0), b, rtol=0, atol=ATOL)
 
@@ -202,7 +202,7 @@ def one_device_and_eight(norm):
     x = seeded.normal("x", (2 * DEVICES, 6, 6, 3)) + np.arange(2 * DEVICES).reshape(-1, 1, 1, 1) / 4
     noise = seeded.normal("noise", (2 * DEVICES, 3, 3, 4))
     held = flax_side.variables(alone, x.shape)
-    output, stats, params, dx = flax_side.answer_function(alone, "train")(held, x, noise)
+    output, stats, params, dx = jax.jit(flax_side.answer_function(alone, "train"))(held, x, noise)
 
     def share(held, x, noise):
         output, stats, params, dx = flax_side.answer_function(block, "train")(held, x, noise)

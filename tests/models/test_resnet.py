@@ -72,3 +72,75 @@ def test_sgd_goes_down_pytorchs_losses():
         theirs = FROZEN[f"sgd/moved/{path}"]
         mine = seeded.fingerprint(path, leaf - before[path])
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=ATOL * max(1, theirs[0]), err_msg=path)
+
+
+@pytest.mark.parametrize("stem", ["standard", "small"])
+@pytest.mark.parametrize("size", [(96, 96), (28, 28), (33, 35), (17, 40)])
+def test_stage_shapes(stem, size):
+    """Every halving rounds up, as PyTorch's do; the last stage of the chapter's images is 3x3x512."""
+    model = ResNet18(stem=stem)
+    shapes = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), jnp.zeros((2, *size, 1)), capture_intermediates=True)
+    )
+    seen = {key: value["__call__"][0].shape for key, value in shapes[1]["intermediates"].items() if key != "__call__"}
+    h, w = size if stem == "small" else ((n + 3) // 4 for n in size)
+    wanted = {"stem": (2, h, w, 64)}
+    for i, (_, channels) in enumerate(seeded.RESNET18):
+        h, w = (h, w) if i == 0 else ((h + 1) // 2, (w + 1) // 2)
+        wanted[f"stage{i + 1}"] = (2, h, w, channels)
+    assert seen == wanted | {"head": (2, 10)}
+    if size == (96, 96) and stem == "standard":
+        assert seen["stage4"] == (2, 3, 3, 512)
+
+
+def smallest(halvings):
+    """The least size of which no stage halves a single pixel, by trying all of them."""
+    def fits(n):
+        for _ in range(halvings):
+            if n == 1:
+                return False
+            n = (n + 1) // 2
+        return True
+
+    return next(n for n in itertools.count(1) if fits(n))
+
+
+@pytest.mark.parametrize(("stem", "stages", "halvings"), [("standard", 4, 5), ("small", 4, 3), ("standard", 1, 2)])
+def test_an_image_too_small_is_told_in_one_line(stem, stages, halvings):
+    model = ResNet(((1, 64),) * stages, stem=stem)
+    least = smallest(halvings)
+
+    def shape(height, width):
+        x = jnp.zeros((1, height, width, 3))
+        return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), x))[0].shape
+
+    assert shape(least, least) == (1, 10)
+    for height, width in ((least - 1, least - 1), (least, least - 1), (least - 1, 200)):
+        with pytest.raises(ConfigError, match=rf"{height}x{width}.*{least}x{least}") as error:
+            shape(height, width)
+        assert "\n" not in str(error.value)
+
+
+def test_an_unknown_stem_is_told_in_one_line():
+    with pytest.raises(ConfigError, match="unknown stem 'smal'; did you mean small") as error:
+        jax.eval_shape(ResNet18(stem="smal").init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
+    assert "\n" not in str(error.value)
+
+
+SHAPE = (4, 33, 35, 3)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
+    """Logits, statistics and gradients stay near float32's: within 3 % of the largest of them."""
+    low = ResNet(SMALL.arch, block=SMALL.block, dtype=jnp.bfloat16)
+    held = flax_side.variables(low, SHAPE)
+    x, noise = seeded.normal("x", SHAPE), seeded.loss_weights("x", (SHAPE[0], 10))
+    program = jax.make_jaxpr(flax_side.answer_function(low, "train"))(held, x, noise)
+    convolutions = [line for line in str(program).splitlines() if "conv_general_dilated" in line]
+    assert convolutions
+    assert all(":bf16[" in line for line in convolutions), convolutions
+    theirs = flax_side.answer(low, "x", SHAPE, (SHAPE[0], 10), "train")
+    full = flax_side.answer(SMALL, "x", SHAPE, (SHAPE[0], 10), "train")
+    for key, value in full.items():
+        print(key, np.abs(theirs[key] - value).max(), np.abs(value).max(), theirs[key].dtype, np.linalg.norm(theirs[key] - value) / np.linalg.norm(value))
+    assert 0
