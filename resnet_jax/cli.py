@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from resnet_jax.errors import UserError
 from resnet_jax.training import Config, Stopped, fit
-from resnet_jax.training.config import parse
+from resnet_jax.training.config import check, parse, read
 from resnet_jax.training.rundir import old_run_dir, read_config
 
 
@@ -19,14 +19,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
+    except KeyboardInterrupt:  # before the first step, or for the second time
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
     print(f"test accuracy {result.test_accuracy:.4f}; the run is in {result.run_dir}")
     return 0
 
 
 def read_flags(argv: Sequence[str], prog: str) -> Config:
     """The config that flags ask for; on --resume, over that of the run."""
-    config = parse(argv, prog)
+    config = read(argv, prog)
     if not config.run.resume:
-        return config
+        return check(config)
     run_dir = old_run_dir(config)
     return parse([*argv, "--run-dir", str(run_dir)], prog, default=read_config(run_dir))

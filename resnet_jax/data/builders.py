@@ -92,5 +92,6 @@ def prepare(spec: DatasetSpec, data_dir: Path, source: Splits | None) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """TFDS prints two lines and draws bars; the caller's log says the same in one line."""
+    tfds.disable_progress_bar()  # and with them tqdm's monitor thread: a process that ended was seen to wait for it
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from resnet_jax.errors import CheckpointError
+from resnet_jax.training.metrics import diverged
 from resnet_jax.training.state import PyTree, TrainState
 
 METRIC = "test_accuracy"
 
 # it warns of every checkpoint inside an epoch that it has no metrics; what goes wrong is raised
-logging.getLogger("absl").setLevel(logging.ERROR)
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def digests(tree: PyTree) -> dict[str, str]:
@@ -51,7 +53,8 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=1), best]),
             read_only=read_only,
         )
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        with damage(self.folder / "*" / "metrics"):  # it reads those of all checkpoints
+            self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,6 +74,8 @@ class Checkpoints:
         """Write a checkpoint of state.step, in the background. test_accuracy: where it has been evaluated."""
         host = jax.device_get(state)  # numpy restores on any number of devices
         step, items = int(host.step), _items(host)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items)):
+            raise diverged(f"the weights of step {step} are not finite")
         meta = meta | {"step": step, "digests": {name: digests(tree) for name, tree in items.items()}}
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         metrics = None if test_accuracy is None else {METRIC: test_accuracy}
@@ -81,7 +86,7 @@ class Checkpoints:
     def restore_meta(self, step: int) -> dict[str, Any]:
         """The JSON item of a checkpoint."""
         args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        with self._damage(step):
+        with damage(self.folder / str(step)):
             return self.manager.restore(step, args=args)["meta"]
 
     def restore(self, step: int, like: TrainState) -> TrainState:
@@ -97,30 +102,39 @@ class Checkpoints:
         expected = self.restore_meta(step)["digests"]
         templates = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
-        with self._damage(step):
+        with damage(self.folder / str(step)):
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
             items = {name: restored[name] for name in like}
             for name, tree in items.items():
+                jax.tree.map_with_path(partial(_check_form, name), templates[name], tree)
                 wrong = sorted(set(digests(tree).items()) ^ set(expected[name].items()))
                 if wrong:
                     raise ValueError(f"{name}{wrong[0][0]} is not what was saved")
         return items
 
-    @contextlib.contextmanager
-    def _damage(self, step: int) -> Iterator[None]:
-        """Whatever Orbax, TensorStore or json raise of a damaged checkpoint, as one line."""
-        try:
-            yield
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{self.folder / str(step)}: the checkpoint is damaged or of another network ({reason}); "
-                "delete that folder to use the one before it"
-            ) from error
+
+@contextlib.contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """Whatever Orbax, TensorStore or json raise of a damaged checkpoint, as one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path}: the checkpoint is damaged or of another network ({reason}); "
+            "delete that checkpoint's folder to use the one before it"
+        ) from error
 
 
 def _metric(metrics: dict[str, float]) -> float:
     return metrics[METRIC]
+
+
+def _check_form(item: str, path: Any, like: np.ndarray, leaf: np.ndarray) -> None:
+    """ValueError where a leaf has not the form that it is wanted in; Orbax gives it as it was saved."""
+    if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
+        name = item + jax.tree_util.keystr(path)
+        raise ValueError(f"{name} is {leaf.dtype} {leaf.shape}, the network's {like.dtype} {like.shape}")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -17,6 +19,8 @@ from resnet_jax.models import get_arch
 from resnet_jax.models.resnet import check_image_size
 
 Stem = Literal["auto", "standard", "small"]
+Schedule = Literal["constant", "step", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,7 @@ class OptimConfig:
 
     learning_rate: float = 0.01
     """The rate, or the peak of its schedule."""
-    schedule: Literal["constant", "step", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """constant; step (times --decay-factor at each of --decay-epochs); cosine (to 0 at the last step)."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises from 0, linearly; any schedule."""
@@ -77,7 +81,7 @@ class RunConfig:
     """Minutes between checkpoints inside an epoch; one more is kept at the end of each. 0: only those."""
     devices: int = 0
     """How many devices to split each batch over. 0: all."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Precision = "auto"
     """Of activations. auto: bfloat16 on TPUs and on GPUs that have it, float32 on the CPU."""
     sync_batch_norm: bool = True
     """Take batch statistics over all devices, not over each one's share."""
@@ -130,6 +134,11 @@ def from_dict(values: dict[str, Any]) -> Config:
 
 
 def parse(argv: Sequence[str], prog: str = "train.py", default: Config | None = None) -> Config:
+    """What read gives, checked."""
+    return check(read(argv, prog, default))
+
+
+def read(argv: Sequence[str], prog: str = "train.py", default: Config | None = None) -> Config:
     """The Config that flags ask for over a recipe's values; ConfigError, of one line, if they cannot be.
 
     The recipe is --config's, else --arch's own where there is one. A default, the config of a run that goes on,
@@ -144,7 +153,7 @@ def parse(argv: Sequence[str], prog: str = "train.py", default: Config | None = 
         _parse(flags, prog)
     except ConfigError as error:
         raise ConfigError(f"{recipe}: {error}") from None
-    return check(_parse([*flags, *argv], prog, default))
+    return _parse([*flags, *argv], prog, default)
 
 
 def load_recipe(name: str) -> Config:
@@ -177,7 +186,10 @@ def recipe_flags(path: Path) -> list[str]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a TOML file that can be read: {error}") from None
-    return list(_flags(values))
+    flags = list(_flags(values))
+    if "--help" in flags:
+        raise ConfigError(f"{path}: help is no key of a recipe; leave it out")
+    return flags
 
 
 def _flags(values: dict[str, Any]) -> Iterator[str]:
@@ -190,7 +202,7 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
         elif isinstance(value, list):
             yield from (f"--{flag}", *map(str, value))
         else:
-            yield from (f"--{flag}", str(value))
+            yield f"--{flag}={value}"  # one word: a value may begin with a dash
 
 
 def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Config:
@@ -206,11 +218,25 @@ def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Con
 
 
 def one_line(box: str) -> str:
-    """What tyro's box says is wrong, and the flag that it thinks was meant."""
-    parts = [re.sub(r"\s+", " ", re.sub(r"[│╭╮╰╯─]", " ", part)).strip() for part in re.split(r"│ ─+ │|╮|╯", box)]
-    message = next(part for part in parts[1:] if part)
-    nearest = re.search(r"Perhaps you meant: (--[\w-]+)", " ".join(parts))
-    return message + (f": did you mean {nearest[1]}?" if nearest else "; --help lists every flag")
+    """What tyro's box says is wrong, and the flag or the choice that it takes to be meant.
+
+    A title, then parts between horizontal rules: the message first. Its frame is there where stdout is UTF-8.
+    """
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if text.startswith("╭") or re.fullmatch("[-─╰╯]{3,}", text):
+            parts.append([])
+        else:
+            parts[-1].append(text)
+    message, *rest = (" ".join(part).strip() for part in parts[1:])
+    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)\.", message):
+        return unknown(choice[2], choice[1], re.findall(r"'([^']*)'", choice[3]))
+    # tyro lists several, with their help, in an order of its own
+    flags = re.compile(r"--(?!help\b)[\w-]+")
+    listed = flags.findall(" ".join(rest).partition("Perhaps you meant:")[2])
+    nearest = difflib.get_close_matches((flags.findall(message) or [""])[0], listed, n=1, cutoff=0.0)
+    return message + (f": did you mean {nearest[0]}?" if nearest else "; --help lists every flag")
 
 
 def check(config: Config) -> Config:
@@ -218,8 +244,13 @@ def check(config: Config) -> Config:
     if config.data.dataset not in DATASETS:
         raise ConfigError(unknown("data set", config.data.dataset, DATASETS))
     for flag, value, least in _bounds(config):
-        if value < least:
-            raise ConfigError(f"--{flag} {value} is too small: it must be at least {least}")
+        if not least <= value < math.inf:  # false for nan too
+            raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {least}")
+    for flag, name, names in _choices(config):
+        if name not in names:
+            raise ConfigError(unknown(flag, name, names))
+    if config.seed >= 2**32:  # jax.random.key takes the low 32 bits
+        raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
     _check_data(config.data)
     _check_optim(config.optim, config.epochs)
     num_stages = len(get_arch(config.arch).stages)
@@ -236,7 +267,15 @@ def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
     yield from (("learning-rate", optim.learning_rate, 0.0), ("warmup-epochs", optim.warmup_epochs, 0.0))
     yield from (("momentum", optim.momentum, 0.0), ("weight-decay", optim.weight_decay, 0.0))
     yield from (("devices", run.devices, 0), ("steps-per-dispatch", run.steps_per_dispatch, 0))
-    yield ("checkpoint-minutes", run.checkpoint_minutes, 0.0)
+    yield from (("decay-factor", optim.decay_factor, 0.0), ("checkpoint-minutes", run.checkpoint_minutes, 0.0))
+    yield from (("decay-epochs", epoch, 0.0) for epoch in optim.decay_epochs)
+
+
+def _choices(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Flags of a few names, their values and the names; for whoever has not come by the command."""
+    yield ("stem", config.stem, get_args(Stem))
+    yield ("schedule", config.optim.schedule, get_args(Schedule))
+    yield ("precision", config.run.precision, get_args(Precision))
 
 
 def _check_data(data: DataConfig) -> None:

@@ -109,8 +109,9 @@ def fit(config: Config) -> Result:
         state, progress = start(trainer, checkpoints)
         saver = Saver(trainer, checkpoints, run_dir, signals)
         saver.write_history(progress)
+        forecast = Forecast(trainer)
         for epoch in range(len(progress.history), config.epochs):
-            state = train_epoch(trainer, state, epoch, progress, saver)
+            state = train_epoch(trainer, state, epoch, progress, saver, forecast)
             progress = finish_epoch(trainer, state, progress)
             saver.end_of_epoch(state, progress)
     return Result(run_dir, progress.history)
@@ -196,14 +197,15 @@ def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, Progr
     return replicate(state, trainer.devices), progress
 
 
-def train_epoch(trainer: Trainer, state: TrainState, epoch: int, progress: Progress, saver: "Saver") -> TrainState:
+def train_epoch(
+    trainer: Trainer, state: TrainState, epoch: int, progress: Progress, saver: "Saver", forecast: "Forecast"
+) -> TrainState:
     """Make the steps of an epoch (from 0) that are left, adding up progress; the state after them."""
     config = trainer.config
     rows = epoch_rows(config.seed, epoch, num_train(config), config.batch_size, len(trainer.devices))
     rows = shard(rows, trainer.devices)
     first = int(state.step) - epoch * trainer.steps
     began = time.monotonic() - progress.seconds
-    forecast = Forecast(trainer)
     with progress_bar(trainer, epoch, first) as bar:
         for position in range(first, trainer.steps, trainer.per_call):
             num_steps = min(trainer.per_call, trainer.steps - position)
@@ -225,6 +227,7 @@ def finish_epoch(trainer: Trainer, state: TrainState, progress: Progress) -> Pro
     began = time.monotonic()
     test = evaluate(trainer, state)
     sums, epoch, step = progress.sums, len(progress.history) + 1, int(state.step)
+    check_finite(test, step)
     row = {
         "epoch": epoch,
         "step": step,
@@ -294,35 +297,42 @@ class Saver:
         }
         self.checkpoints.save(state, meta, test_accuracy)
         self.saved_at = time.monotonic()
-        if self.signals.received is not None:
+        if self.signals.received is not None and len(progress.history) < config.epochs:
             raise Stopped(self.signals.received, self.run_dir, int(state.step))
 
 
 class Forecast:
-    """On a CPU, tells after a few steps how long the run will take there."""
+    """Tells when the first step is done, and on a CPU, some steps later, how long the run will take there."""
 
     def __init__(self, trainer: Trainer):
         self.trainer = trainer
-        self.calls, self.began = 0, 0.0
+        self.calls, self.began = 0, time.monotonic()
 
     def after_call(self, steps_left: int) -> None:
-        """Count a call of the devices; the first is left out, since it compiles."""
+        """Count a call of the devices; what is known by then is about the call before it."""
         self.calls += 1
-        trainer = self.trainer
-        if self.calls == 2:  # sums are one call behind: the first has just ended
-            self.began = time.monotonic()
-        elif self.calls == 2 + FORECAST_CALLS and trainer.devices[0].platform == "cpu":
-            step = (time.monotonic() - self.began) / FORECAST_CALLS / trainer.per_call
+        if self.calls == 2:
+            now = time.monotonic()
+            tqdm.write(f"first step after {now - self.began:.1f} s, compilation included")
+            self.began = now
+        elif self.calls == 2 + FORECAST_CALLS and self.trainer.devices[0].platform == "cpu":
+            step = (time.monotonic() - self.began) / FORECAST_CALLS / self.trainer.per_call
             tqdm.write(
-                f"no accelerator: on this CPU an epoch takes about {duration(step * trainer.steps)} "
-                f"and the rest of the run {duration(step * steps_left)}, plus evaluation"
+                f"no accelerator: on this CPU an epoch takes about {duration(step * self.trainer.steps)} "
+                f"and the rest of the run {duration(step * steps_left)}, evaluation not counted"
             )
+
+
+class Bar(tqdm):
+    """tqdm without its monitor thread, for which a process that ended was once seen to wait for ever."""
+
+    monitor_interval = 0
 
 
 def progress_bar(trainer: Trainer, epoch: int, first: int) -> tqdm:
     """A bar of the epoch's images, on stderr."""
     batch = trainer.config.batch_size
-    return tqdm(
+    return Bar(
         total=trainer.steps * batch,
         initial=first * batch,
         desc=f"epoch {epoch + 1}/{trainer.config.epochs}",

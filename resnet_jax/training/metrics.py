@@ -55,10 +55,13 @@ class Sums:
 def check_finite(sums: Sums, step: int) -> None:
     """Raise TrainingError where the loss has overflowed: nothing that follows would mean anything."""
     if not abs(sums.loss) < float("inf"):
-        raise TrainingError(
-            f"the loss is {sums.loss} at or before step {step}: training has diverged; "
-            "start again with a lower --learning-rate, or with --warmup-epochs 1"
-        )
+        raise diverged(f"the loss is {sums.loss} at or before step {step}")
+
+
+def diverged(what: str) -> TrainingError:
+    """The error of a run whose numbers have overflowed; the checkpoints before it are good."""
+    hint = "start again with a lower --learning-rate, or with --warmup-epochs 1"
+    return TrainingError(f"{what}: training has diverged; {hint}")
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

@@ -34,6 +34,7 @@ def new_run_dir(config: Config) -> Path:
     """The folder that a new run will make; ConfigError if it is taken or cannot be made."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     path = Path(config.run.run_dir or RUNS / f"{config.arch}-{config.data.dataset}-{stamp}")
+    _check_readable(path)
     if path.is_dir() and any(path.iterdir()):
         raise ConfigError(f"--run-dir {path} exists and is not empty: add --resume to go on, or give another folder")
     _check_writable(path)
@@ -44,6 +45,7 @@ def old_run_dir(config: Config) -> Path:
     """The folder of the run to go on with: --run-dir, or the newest one of that arch and data set."""
     if config.run.run_dir:
         path = Path(config.run.run_dir)
+        _check_readable(path)
         if not (path / CONFIG_FILE).is_file():
             raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
     else:
@@ -54,6 +56,15 @@ def old_run_dir(config: Config) -> Path:
             raise ConfigError(f"--resume: there is no run {RUNS / pattern}; leave --resume out to start one")
     _check_writable(path)
     return path
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise ConfigError(f"--run-dir {path}: {error.strerror}; give another folder") from None
 
 
 def _check_writable(path: Path) -> None:
@@ -99,14 +110,16 @@ def _flat(config: Config) -> dict[str, object]:
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
     """Make the folder and keep every other process from training into it."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(run_dir / ".lock", blocking=False)
     try:
+        run_dir.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except filelock.Timeout:
         raise CheckpointError(
             f"{run_dir}: another process is training into this folder; wait for it or stop it"
         ) from None
+    except OSError as error:
+        raise ConfigError(f"--run-dir {run_dir} cannot be made: {error.strerror}; give another folder") from None
     try:
         yield
     finally:

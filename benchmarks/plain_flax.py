@@ -1,0 +1,63 @@
+"""The peer in plain Flax: the seed's ResNet-18 and its step as one would write them by hand, with no data work."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import optax
+from flax import linen as nn
+from jax import numpy as jnp
+
+
+class PlainResNet18(nn.Module):
+    """x: (N, H, W, C) -> (N, 10). As flax.linen has it, without a line of resnet_jax."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(nn.Conv, dtype=self.dtype)
+        norm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9, dtype=self.dtype)
+        x = conv(64, (7, 7), 2, padding=3)(x)
+        x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        for stage, channels in enumerate((64, 128, 256, 512)):
+            for block in range(2):
+                strides = 2 if stage and not block else 1
+                y = nn.relu(norm()(conv(channels, (3, 3), strides, padding=1)(x)))
+                y = norm()(conv(channels, (3, 3), padding=1)(y))
+                x = nn.relu(y + (conv(channels, (1, 1), strides)(x) if strides == 2 else x))
+        return nn.Dense(10)(x.mean((1, 2)).astype(jnp.float32))
+
+
+def make_step(image_size: int, batch_size: int, dtype: Any) -> Callable[[], Any]:
+    """A call that makes one update, on the same images and labels each time, and waits for it."""
+    model, tx = PlainResNet18(dtype), optax.sgd(0.01)
+    images = jax.random.uniform(jax.random.key(1), (batch_size, image_size, image_size, 1))
+    labels = jax.random.randint(jax.random.key(2), (batch_size,), 0, 10)
+
+    def init():
+        variables = model.init(jax.random.key(0), images[:1])
+        return variables["params"], variables["batch_stats"], tx.init(variables["params"])
+
+    @partial(jax.jit, donate_argnums=0)
+    def step(state, images, labels):
+        params, batch_stats, opt_state = state
+
+        def loss(params):
+            variables = {"params": params, "batch_stats": batch_stats}
+            logits, changed = model.apply(variables, images, mutable=["batch_stats"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
+
+        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return (optax.apply_updates(params, updates), batch_stats, opt_state), value
+
+    state = jax.jit(init)()
+
+    def run():
+        nonlocal state
+        state, value = step(state, images, labels)
+        return value.block_until_ready()
+
+    return run
