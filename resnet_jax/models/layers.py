@@ -97,4 +97,4 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features))
         bias = self.param("bias", torch_bias_init(x.shape[-1]), (self.features,))
-        return x.astype(jnp.float32) @ kernel + bias
+        return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias

@@ -218,7 +218,7 @@ def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Con
 
 
 def one_line(box: str) -> str:
-    """What tyro's box says is wrong, and the flag or the choice that it takes to be meant.
+    """What tyro's box says is wrong, and the flag or the choice that may have been meant.
 
     A title, then parts between horizontal rules: the message first. Its frame is there where stdout is UTF-8.
     """
@@ -229,14 +229,17 @@ def one_line(box: str) -> str:
             parts.append([])
         else:
             parts[-1].append(text)
-    message, *rest = (" ".join(part).strip() for part in parts[1:])
+    message = " ".join(parts[1]).strip()
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)\.", message):
         return unknown(choice[2], choice[1], re.findall(r"'([^']*)'", choice[3]))
-    # tyro lists several, with their help, in an order of its own
-    flags = re.compile(r"--(?!help\b)[\w-]+")
-    listed = flags.findall(" ".join(rest).partition("Perhaps you meant:")[2])
-    nearest = difflib.get_close_matches((flags.findall(message) or [""])[0], listed, n=1, cutoff=0.0)
-    return message + (f": did you mean {nearest[0]}?" if nearest else "; --help lists every flag")
+    bad = re.match(r"Unrecognized options:.*?--([\w-]+)", message)
+    nearest = difflib.get_close_matches(bad[1], _all_flags(), n=1) if bad else []
+    return message + (f": did you mean --{nearest[0]}?" if nearest else "; --help lists every flag")
+
+
+def _all_flags() -> list[str]:
+    fields = (field for part in (Config, DataConfig, OptimConfig, RunConfig) for field in dataclasses.fields(part))
+    return [field.name.replace("_", "-") for field in fields if field.name not in ("data", "optim", "run")]
 
 
 def check(config: Config) -> Config:

@@ -18,12 +18,17 @@ def variables(module: nn.Module, input_shape: tuple[int, ...]) -> dict[str, Any]
     return {collection: seeded.filled(tree) for collection, tree in shapes.items()}
 
 
+def apply(module: nn.Module, *arguments: Any, **options: Any) -> Any:
+    """module.apply, whose declared type is a union that depends on `mutable`."""
+    return module.apply(*arguments, **options)
+
+
 def answer_function(module: nn.Module, mode: str) -> Callable[..., Any]:
     """(variables, x, noise) -> output, new batch_stats, gradients of sum(output * noise) to params and x."""
 
     def loss(params, x, batch_stats, noise):
         held = {"params": params, "batch_stats": batch_stats}
-        output, new = module.apply(held, x, train=mode == "train", mutable=["batch_stats"])
+        output, new = apply(module, held, x, train=mode == "train", mutable=["batch_stats"])
         return jnp.sum(output * noise), (output, new["batch_stats"])
 
     def run(held, x, noise):

@@ -51,7 +51,7 @@ def test_sgd_goes_down_pytorchs_losses():
     start = flax_side.variables(model, x.shape)
     optimizer = optax.sgd(seeded.SGD_RATE)
 
-    @jax.jit
+    @partial(jax.jit, compiler_options={"xla_llvm_disable_expensive_passes": True})
     def step(params, stats, opt_state):
         def loss(params):
             logits, new = model.apply({"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"])
@@ -95,6 +95,7 @@ def test_stage_shapes(stem, size):
 
 def smallest(halvings):
     """The least size of which no stage halves a single pixel, by trying all of them."""
+
     def fits(n):
         for _ in range(halvings):
             if n == 1:
@@ -122,7 +123,7 @@ def test_an_image_too_small_is_told_in_one_line(stem, stages, halvings):
 
 
 def test_an_unknown_stem_is_told_in_one_line():
-    with pytest.raises(ConfigError, match="unknown stem 'smal'; did you mean small") as error:
+    with pytest.raises(ConfigError, match=r"unknown stem 'smal'.*did you mean small") as error:
         jax.eval_shape(ResNet18(stem="smal").init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))
     assert "\n" not in str(error.value)
 
@@ -130,17 +131,93 @@ def test_an_unknown_stem_is_told_in_one_line():
 SHAPE = (4, 33, 35, 3)
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32():
-    """Logits, statistics and gradients stay near float32's: within 3 % of the largest of them."""
+@pytest.mark.parametrize("mode", seeded.MODES)
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest_in_float32(mode):
+    """Logits and statistics stay near float32's, gradients point the same way.
+
+    No nearer: images that differ by 0.4 %, as much as bfloat16 rounds off, turn PyTorch's float32 gradients of
+    this network by 20 %, and its autocast turns them by 24 %.
+    """
     low = ResNet(SMALL.arch, block=SMALL.block, dtype=jnp.bfloat16)
     held = flax_side.variables(low, SHAPE)
     x, noise = seeded.normal("x", SHAPE), seeded.loss_weights("x", (SHAPE[0], 10))
-    program = jax.make_jaxpr(flax_side.answer_function(low, "train"))(held, x, noise)
-    convolutions = [line for line in str(program).splitlines() if "conv_general_dilated" in line]
+    program = str(jax.make_jaxpr(flax_side.answer_function(low, mode))(held, x, noise))
+    convolutions = [line for line in program.splitlines() if "conv_general_dilated" in line]
     assert convolutions
     assert all(":bf16[" in line for line in convolutions), convolutions
-    theirs = flax_side.answer(low, "x", SHAPE, (SHAPE[0], 10), "train")
-    full = flax_side.answer(SMALL, "x", SHAPE, (SHAPE[0], 10), "train")
-    for key, value in full.items():
-        print(key, np.abs(theirs[key] - value).max(), np.abs(value).max(), theirs[key].dtype, np.linalg.norm(theirs[key] - value) / np.linalg.norm(value))
-    assert 0
+    rough = flax_side.answer(low, "x", SHAPE, (SHAPE[0], 10), mode)
+    exact = flax_side.answer(SMALL, "x", SHAPE, (SHAPE[0], 10), mode)
+    assert np.abs(rough["output"] - exact["output"]).max() > 1e-4  # it does round
+    np.testing.assert_allclose(rough["output"], exact["output"], rtol=0, atol=0.03)
+    for key, value in exact.items():
+        assert rough[key].dtype == np.float32, key
+        if key.startswith("batch_stats/"):
+            np.testing.assert_allclose(rough[key], value, rtol=0, atol=2e-3, err_msg=key)
+        elif key.endswith("kernel"):
+            assert np.sum(rough[key] * value) > 0.9 * np.linalg.norm(rough[key]) * np.linalg.norm(value), key
+
+
+def test_init_in_bfloat16_is_init_in_float32():
+    """Parameters and batch statistics are float32 from the start, and the same numbers."""
+    low = ResNet(((1, 64),), dtype=jnp.bfloat16)
+    x = jnp.zeros((1, 8, 8, 1))
+    mine, full = (
+        jax.jit(model.init, compiler_options=flax_side.RUN_ONCE)(jax.random.key(0), x)
+        for model in (low, ResNet(((1, 64),)))
+    )
+    for (path, a), (_, b) in zip(seeded.leaves(mine), seeded.leaves(full), strict=True):
+        assert a.dtype == jnp.float32, path
+        np.testing.assert_array_equal(a, b, err_msg=path)
+
+
+DEVICES = 8
+
+
+def one_device_and_eight(axis_name):
+    """(one device with the whole batch, eight with a share each): logits, statistics, gradients of the parameters."""
+    arch, shape = ((1, 64), (1, 32)), (2 * DEVICES, 12, 12, 1)
+    alone, shared = ResNet(arch), ResNet(arch, axis_name=axis_name)
+    held = flax_side.variables(shared, shape)
+    x, noise = seeded.normal("x", shape), seeded.loss_weights("x", (shape[0], 10))
+    one = jax.jit(flax_side.answer_function(alone, "train"))(held, x, noise)
+
+    def share(held, x, noise):
+        output, stats, gradient, _ = flax_side.answer_function(shared, "train")(held, x, noise)
+        return output, stats, jax.lax.psum(gradient, "batch")
+
+    split = [a.reshape(DEVICES, 2, *a.shape[1:]) for a in (x, noise)]
+    output, *rest = jax.device_get(jax.pmap(share, axis_name="batch", in_axes=(None, 0, 0))(held, *split))
+    return one[:3], (output.reshape(one[0].shape), *rest)
+
+
+def test_eight_devices_with_an_axis_name_are_one_with_the_whole_batch():
+    assert jax.device_count() == DEVICES
+    one, eight = one_device_and_eight("batch")
+    np.testing.assert_allclose(eight[0], one[0], rtol=0, atol=ATOL)
+    for a, b in zip(one[1:], eight[1:], strict=True):
+        for (path, leaf), (_, of_eight) in zip(seeded.leaves(a), seeded.leaves(b), strict=True):
+            np.testing.assert_allclose(of_eight, np.stack([leaf] * DEVICES), rtol=0, atol=ATOL, err_msg=path)
+
+
+def test_eight_devices_without_an_axis_name_are_not():
+    one, eight = one_device_and_eight(None)
+    assert np.abs(eight[0] - one[0]).max() > 0.1
+    for path, leaf in seeded.leaves(eight[1]):
+        assert np.ptp(leaf, axis=0).max() > 1e-3, path
+
+
+def test_an_axis_name_is_needed_in_training_alone():
+    """init and evaluation run outside pmap; a training step there says that the axis is not bound."""
+    model, x = ResNet(((1, 64),), axis_name="batch"), seeded.normal("x", (2, 8, 8, 1))
+    held = flax_side.variables(model, x.shape)
+    np.testing.assert_array_equal(model.apply(held, x), ResNet(((1, 64),)).apply(held, x))
+    with pytest.raises(NameError, match="batch"):
+        jax.eval_shape(lambda: model.apply(held, x, train=True, mutable=["batch_stats"]))
+
+
+def test_create_model_gives_this_network():
+    """By value: modules are dataclasses."""
+    assert create_model("resnet18") == ResNet18() == ResNet(num_classes=10)
+    assert create_model("resnet18", 7, stem="small", dtype=jnp.bfloat16, axis_name="batch") == ResNet(
+        num_classes=7, stem="small", dtype=jnp.bfloat16, axis_name="batch"
+    )
