@@ -63,11 +63,11 @@ accelerators:  ## compile the train step for 8 TPUs and 8 H100s, on a machine th
 	JAX_PLATFORMS=cpu AHEAD_OF_TIME=build/ahead_of_time.json .venv-accelerators/bin/python -m pytest -m accelerators $(ARGS)
 
 venv:
-	@sh scripts/venv.sh .venv here
+	@sh scripts/venv.sh .venv here && sh scripts/native.sh .venv
 venv-test:
-	@sh scripts/venv.sh .venv here test
+	@sh scripts/venv.sh .venv here test && sh scripts/native.sh .venv
 venv-dev:
-	@sh scripts/venv.sh .venv here test dev
+	@sh scripts/venv.sh .venv here test dev && sh scripts/native.sh .venv
 
 clean:  ## remove the environments and caches; runs/ and the data stay
 	rm -rf .venv .venv-accelerators .pytest_cache .ruff_cache .hypothesis build dist

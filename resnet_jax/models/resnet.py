@@ -6,7 +6,6 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from resnet_jax import ops
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models.blocks import Residual
 from resnet_jax.models.layers import BatchNorm, Conv, Dense, Dtype, ModuleDef
@@ -30,8 +29,7 @@ class Stem(nn.Module):
         small = self.form == "small"
         kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
         x = self.conv(STEM_CHANNELS, kernel, strides, padding=padding, name="conv")(x)
-        x = self.norm(use_running_average=not train, relu=True, name="bn")(x)
-        return x if small else ops.max_pool(x)
+        return self.norm(use_running_average=not train, relu=True, pool=not small, name="bn")(x)
 
 
 class Stage(nn.Module):
