@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -221,9 +220,9 @@ def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
     return {"outside_seconds": outside, "outside_share": share}
 
 
-def command(args: argparse.Namespace) -> dict[str, object]:
+def command(args: argparse.Namespace) -> dict[str, float]:
     """`python train.py` in a process of its own, twice: seconds to the first step, and peak memory in GB."""
-    results: dict[str, object] = {}
+    results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("cold", "warm"):
             argv = [sys.executable, str(TRAIN), "--arch", args.arch, "--image-size", str(args.image_size)]
@@ -231,20 +230,19 @@ def command(args: argparse.Namespace) -> dict[str, object]:
             argv += ["--train-images", str(4 * args.batch_size), "--test-images", str(args.batch_size)]
             argv += ["--run-dir", f"{folder}/{cache}"]
             began = time.perf_counter()
-            with subprocess.Popen(
-                argv,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"XDG_CACHE_HOME": folder},
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.startswith("first step"):
-                        results[f"first_step_{cache}_seconds"] = time.perf_counter() - began
+            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("first step"):
+                    results[f"first_step_{cache}_seconds"] = time.perf_counter() - began
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise SystemExit(f"{' '.join(argv)} failed with exit code {process.returncode}")
+            results["peak_gb"] = max(results.get("peak_gb", 0), usage.ru_maxrss / 1e6)
             seconds = results[f"first_step_{cache}_seconds"]
             print(f"from the command to the end of the first step, {cache} cache: {seconds:.1f} s")
-    results["peak_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     print(f"peak memory of the command: {results['peak_gb']:.2f} GB")
     return results
 

@@ -1,5 +1,6 @@
 """The command."""
 
+import io
 import sys
 from collections.abc import Sequence
 
@@ -9,8 +10,15 @@ from resnet_jax.training.config import check, parse, read
 from resnet_jax.training.rundir import old_run_dir, read_config
 
 
+def command() -> int:
+    """The installed command resnet-jax."""
+    return main(prog="resnet-jax")
+
+
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     """Train as the flags say; the exit code. 2: the flags, a file or a folder cannot be, in one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
     try:
         result = fit(read_flags(sys.argv[1:] if argv is None else argv, prog))
     except UserError as error:
