@@ -9,9 +9,9 @@ import sys
 import time
 from collections.abc import Callable
 
-import torch
-from torch import nn
-from torch.nn import functional as F
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
 # name: (autocast to bfloat16, channels_last, torch.compile)
 MODES = {

@@ -62,7 +62,7 @@ def describe(devices: list[Device], dtype: Dtype) -> str:
 
 def use_compile_cache() -> None:
     """Keep every compiled program on disk, where the next run finds it, unless the user has named a place."""
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values["jax_compilation_cache_dir"]:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "resnet_jax"))
