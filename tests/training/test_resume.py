@@ -126,7 +126,8 @@ def flags(data_dir: Path, run_dir: Path) -> list[str]:
     """What make_config has, as a user says it."""
     line = f"--arch tiny --dataset made --epochs {EPOCHS} --batch-size 16 --devices 2 --data-dir {data_dir}"
     line += f" --run-dir {run_dir} --normalize --flip --crop-padding 1 --learning-rate 0.05 --warmup-epochs 0.5"
-    return [*line.split(), *["--momentum", "0.9", "--nesterov", "--weight-decay", "1e-3"]]
+    line += " --precision float32"
+    return [*line.split(), "--momentum", "0.9", "--nesterov", "--weight-decay", "1e-3"]
 
 
 @pytest.mark.parametrize("written", [True, False], ids=["saved", "at once"])
@@ -134,12 +135,14 @@ def test_a_killed_process(whole, data_dir, cache_dir, tmp_path, written):
     """SIGKILL inside the second epoch, when the first one's checkpoint is written, or while it may be half written."""
     run_dir = tmp_path / "run"
     with start_process(STEPS + 1, flags(data_dir, run_dir), cache_dir) as process:
-        while written and not (run_dir / "checkpoints" / str(STEPS)).is_dir():
-            time.sleep(0.01)
-        if written:
-            with pytest.raises(CheckpointError, match="another process is training into this folder"):
-                fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
-        process.kill()
+        try:
+            while written and not (run_dir / "checkpoints" / str(STEPS)).is_dir():
+                time.sleep(0.01)
+            if written:
+                with pytest.raises(CheckpointError, match="another process is training into this folder"):
+                    fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
+        finally:  # or a failure would wait for it
+            process.kill()
     assert process.returncode == -signal.SIGKILL
     fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
     assert final(run_dir) == whole
