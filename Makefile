@@ -25,7 +25,7 @@ ifneq ($(strip $(ARGS)),)
 	$(PY) train.py $(if $(filter --arch --arch=% --config --config=% --resume,$(ARGS)),,--arch resnet18 )$(ARGS)
 else
 	@if $(PY) -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; then set -- --arch resnet18; else \
-		echo 'No accelerator here: the quick recipe (minutes). The chapter'"'"'s full job (hours): make train ARGS="--arch resnet18"'; \
+		echo 'No accelerator here: the quick recipe (minutes). The chapter'"'"'s full job (10 epochs at 96x96): make train ARGS="--arch resnet18"'; \
 		set -- --config quick; \
 	fi; echo "$(PY) train.py $$*"; $(PY) train.py "$$@"
 endif
