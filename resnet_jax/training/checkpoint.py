@@ -25,8 +25,9 @@ from resnet_jax.training.state import PyTree, TrainState
 
 METRIC = "test_accuracy"
 
-# of every checkpoint inside an epoch, which has none
-logging.getLogger("absl").addFilter(lambda record: "did not provide metrics" not in record.getMessage())
+# what Orbax warns of though it is meant: a checkpoint inside an epoch has no metrics, load() opens a folder to read
+MEANT = ("did not provide metrics", "read_only=True", "directory is read only")
+logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in MEANT))
 
 
 def digests(tree: PyTree) -> dict[str, str]:
