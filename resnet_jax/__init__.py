@@ -1,6 +1,9 @@
 """ResNets and ResNeXts in JAX and Flax: train, study and reuse them on CPU, GPU and TPU."""
 
 from resnet_jax.models import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActBlock,
     Residual,
     ResNet,
     ResNet18,
@@ -12,7 +15,10 @@ from resnet_jax.models import (
 from resnet_jax.training import Config, fit, load, load_recipe
 
 __all__ = [
+    "BasicBlock",
+    "BottleneckBlock",
     "Config",
+    "PreActBlock",
     "ResNeXtBlock",
     "ResNet",
     "ResNet18",

@@ -1,6 +1,6 @@
 """What a network is: blocks, the trunk, the table of architectures."""
 
-from resnet_jax.models.blocks import Residual, ResNeXtBlock
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
 from resnet_jax.models.summary import LayerSummary, layer_summary
@@ -8,7 +8,10 @@ from resnet_jax.models.summary import LayerSummary, layer_summary
 __all__ = [
     "ARCHS",
     "Arch",
+    "BasicBlock",
+    "BottleneckBlock",
     "LayerSummary",
+    "PreActBlock",
     "ResNeXtBlock",
     "ResNet",
     "ResNet18",
