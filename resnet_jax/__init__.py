@@ -1,5 +1,6 @@
 """ResNets and ResNeXts in JAX and Flax: train, study and reuse them on CPU, GPU and TPU."""
 
+from resnet_jax.interop import from_torch, to_torch
 from resnet_jax.models import (
     BasicBlock,
     BottleneckBlock,
@@ -25,8 +26,10 @@ __all__ = [
     "Residual",
     "create_model",
     "fit",
+    "from_torch",
     "layer_summary",
     "list_models",
     "load",
     "load_recipe",
+    "to_torch",
 ]
