@@ -20,7 +20,7 @@ class PlainResNet18(nn.Module):
         conv = partial(nn.Conv, dtype=self.dtype)
         norm = partial(nn.BatchNorm, use_running_average=False, momentum=0.9, dtype=self.dtype)
         x = conv(64, (7, 7), 2, padding=3)(x)
-        x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))
+        x = nn.max_pool(nn.relu(norm()(x)), (3, 3), (2, 2), ((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         for stage, channels in enumerate((64, 128, 256, 512)):
             for block in range(2):
                 strides = 2 if stage and not block else 1

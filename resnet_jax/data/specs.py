@@ -46,7 +46,7 @@ class DatasetSpec:
 
     files: in the order train images, train labels, test images, test labels (idx), or one archive (cifar10).
     digests: None where no digest of the content is known; then only files with the registered sha256 will do.
-    mean, std: of the training images scaled to [0, 1]; None where not measured, so that none is guessed.
+    mean_std: of the training images scaled to [0, 1]; None where not measured, so that none is guessed.
     debian_dir, debian_package: where Debian puts the same files, recompressed.
     digest_hint: what another digest may mean for whoever meets it.
     """
@@ -60,8 +60,7 @@ class DatasetSpec:
     files: tuple[SourceFile, ...]
     layout: Literal["idx", "cifar10"]
     digests: Digests | None = None
-    mean: float | None = None
-    std: float | None = None
+    mean_std: tuple[float, float] | None = None
     debian_dir: str | None = None
     debian_package: str | None = None
     digest_hint: str = ""
@@ -142,8 +141,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
                 "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
             ),
-            mean=0.286041,
-            std=0.353024,
+            mean_std=(0.286041, 0.353024),
             debian_dir="/usr/share/datasets/fashion-mnist",
             debian_package="dataset-fashion-mnist",
             digest_hint="the version from before 31 August 2017 leaks test images into the training set",

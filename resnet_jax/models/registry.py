@@ -98,7 +98,8 @@ ARCHS = {
 
 def arch_from_dict(values: dict[str, Any]) -> Arch:
     """The Arch that dataclasses.asdict made these values of, perhaps by way of JSON."""
-    return Arch(**(values | {"stages": tuple(map(tuple, values["stages"]))}))
+    stages = tuple((int(blocks), int(channels)) for blocks, channels in values["stages"])
+    return Arch(**{**values, "stages": stages})
 
 
 def list_models() -> list[str]:

@@ -289,7 +289,7 @@ def _check_data(data: DataConfig) -> None:
     ):
         if asked > held:
             raise ConfigError(f"--{flag} {asked} is more than the {held} that {data.dataset} has; 0 means all")
-    if data.normalize and spec.mean is None:
+    if data.normalize and spec.mean_std is None:
         raise ConfigError(f"--normalize: mean and deviation of {data.dataset} are not in the table; leave it out")
 
 

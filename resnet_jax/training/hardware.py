@@ -8,11 +8,12 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import Dtype
+from resnet_jax.training.state import Device
 
 STEPS_PER_DISPATCH = 32  # on accelerators, where a dispatch would otherwise be as long as a small step
 
 
-def pick_devices(asked: int) -> list[jax.Device]:
+def pick_devices(asked: int) -> list[Device]:
     """The first `asked` devices of this process, or all for 0; ConfigError if there are fewer."""
     devices = jax.local_devices()
     if asked > len(devices):
@@ -23,7 +24,7 @@ def pick_devices(asked: int) -> list[jax.Device]:
     return devices[: asked or len(devices)]
 
 
-def pick_dtype(precision: str, device: jax.Device) -> Dtype:
+def pick_dtype(precision: str, device: Device) -> Dtype:
     """The dtype of activations: what is asked for, or for "auto" bfloat16 where the device computes in it."""
     if precision != "auto":
         return jnp.dtype(precision)
@@ -31,12 +32,12 @@ def pick_dtype(precision: str, device: jax.Device) -> Dtype:
     return jnp.dtype(jnp.bfloat16 if device.platform == "tpu" or ampere else jnp.float32)
 
 
-def pick_steps_per_dispatch(asked: int, device: jax.Device) -> int:
+def pick_steps_per_dispatch(asked: int, device: Device) -> int:
     """How many train steps go into one call of the device."""
     return asked or (1 if device.platform == "cpu" else STEPS_PER_DISPATCH)
 
 
-def describe(devices: list[jax.Device], dtype: Dtype) -> str:
+def describe(devices: list[Device], dtype: Dtype) -> str:
     """One line: backend, devices, precision."""
     device = devices[0]
     cores = f", {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else ""

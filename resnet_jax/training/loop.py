@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-import jax
 import numpy as np
 import optax
 from tqdm import tqdm
@@ -25,7 +24,7 @@ from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Config, check
 from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import TrainState, create_state
+from resnet_jax.training.state import Device, TrainState, create_state
 from resnet_jax.training.step import (
     AXIS,
     Dataset,
@@ -67,7 +66,7 @@ class Trainer:
 
     config: Config
     arch: Arch
-    devices: list[jax.Device]
+    devices: list[Device]
     model: ResNet
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
@@ -136,7 +135,7 @@ def num_train(config: Config) -> int:
     return config.data.train_images or data.DATASETS[config.data.dataset].num_train
 
 
-def make_model(config: Config, arch: Arch, device: jax.Device) -> ResNet:
+def make_model(config: Config, arch: Arch, device: Device) -> ResNet:
     """The network of a run, for the step if an axis is named in the config, and for inference all the same."""
     return create_model(
         arch,
@@ -150,12 +149,11 @@ def make_model(config: Config, arch: Arch, device: jax.Device) -> ResNet:
 def make_preprocess(config: Config) -> Preprocess:
     """What a run does to its images."""
     spec = data.DATASETS[config.data.dataset]
-    normalize = config.data.normalize and spec.mean is not None and spec.std is not None
-    mean_std = (spec.mean, spec.std) if normalize else None
+    mean_std = spec.mean_std if config.data.normalize else None
     return Preprocess(config.image_size, mean_std, config.data.flip, config.data.crop_padding)
 
 
-def make_trainer(config: Config, devices: list[jax.Device], splits: data.Splits) -> Trainer:
+def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> Trainer:
     """The model, the optimizer and the steps of a run, and its data on the devices."""
     arch = get_arch(config.arch)
     model = make_model(config, arch, devices[0])
@@ -235,7 +233,7 @@ def finish_epoch(trainer: Trainer, state: TrainState, progress: Progress) -> Pro
         "train_accuracy": sums.accuracy,
         "test_loss": test.mean_loss,
         "test_accuracy": test.accuracy,
-        "learning_rate": float(trainer.schedule(step - 1)),
+        "learning_rate": np.asarray(trainer.schedule(step - 1)).item(),
         "images_per_second": sums.count / progress.seconds,
         "train_seconds": progress.seconds,
         "eval_seconds": time.monotonic() - began,

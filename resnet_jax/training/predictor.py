@@ -1,6 +1,5 @@
 """From a finished run to predictions."""
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -14,30 +13,28 @@ from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Config, from_dict
 from resnet_jax.training.loop import make_model, make_preprocess
 from resnet_jax.training.state import PyTree
+from resnet_jax.training.step import predict
 
 BATCH = 256  # images at a time, so that many of them need no more memory than a few
 
 
-@dataclasses.dataclass(frozen=True)
 class Predictor:
     """A trained network: predictor(images) -> probabilities.
 
-    variables: params and batch_stats; step: of the checkpoint; class_names: what the columns of probabilities are.
+    variables: params and batch_stats; step: of the checkpoint; class_names: what the columns of probabilities are;
+    channels: of the images.
     """
 
-    config: Config
-    model: ResNet
-    variables: PyTree
-    step: int
-    class_names: tuple[str, ...]
-
-    def __post_init__(self):
-        preprocess = make_preprocess(self.config)
+    def __init__(self, config: Config, model: ResNet, variables: PyTree, step: int):
+        spec, preprocess = DATASETS[config.data.dataset], make_preprocess(config)
+        self.config, self.model, self.variables, self.step = config, model, variables, step
+        self.class_names = spec.class_names
+        self.channels = spec.image_shape[-1]
 
         def probabilities(variables: PyTree, images: jax.Array) -> jax.Array:
-            return jax.nn.softmax(self.model.apply(variables, preprocess.evaluate(images), train=False))
+            return jax.nn.softmax(predict(model, variables, preprocess.evaluate(images)))
 
-        object.__setattr__(self, "_probabilities", jax.jit(probabilities))
+        self._probabilities = jax.jit(probabilities)
 
     def __call__(self, images: np.ndarray | jax.Array) -> np.ndarray:
         """(N, H, W, C), or (N, H, W) for one channel -> (N, classes) float32, rows summing to 1.
@@ -45,7 +42,7 @@ class Predictor:
         uint8 images hold 0 to 255, floating ones 0 to 1; any size is resized to that of training. ConfigError for
         anything else.
         """
-        images = as_images(images, DATASETS[self.config.data.dataset].image_shape[-1])
+        images = as_images(images, self.channels)
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
         for i in range(0, len(images), BATCH):
             part = images[i : i + BATCH]
@@ -80,8 +77,8 @@ def load(run_dir: str | Path) -> Predictor:
         meta = checkpoints.restore_meta(step)
         config = from_dict(meta["config"])
         model = make_model(config, arch_from_dict(meta["arch"]), jax.local_devices()[0])
-        size, spec = config.image_size, DATASETS[config.data.dataset]
-        image = jnp.zeros((1, size, size, spec.image_shape[-1]))
+        size, channels = config.image_size, DATASETS[config.data.dataset].image_shape[-1]
+        image = jnp.zeros((1, size, size, channels))
         like = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
         variables = jax.device_put(checkpoints.restore_variables(step, like))
-    return Predictor(config, model, variables, step, spec.class_names)
+    return Predictor(config, model, variables, step)

@@ -2,20 +2,20 @@
 
 from typing import Any
 
-import flax
 import jax
 import optax
 from flax import linen as nn
+from flax import struct
 from jax import numpy as jnp
 
 PyTree = Any
+Device = Any  # a jax.Device, which a type checker does not know
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """step: () int32, updates made so far; params and batch_stats: the model's; opt_state: the optimizer's."""
 
-    step: jax.Array
+    step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree

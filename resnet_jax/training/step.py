@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from flax import linen as nn
+from flax import struct
 from jax import lax
 from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.training.state import PyTree, TrainState
+from resnet_jax.models import ResNet
+from resnet_jax.training.state import Device, PyTree, TrainState
 
 AXIS = "batch"
 
@@ -29,32 +30,37 @@ class Dataset(NamedTuple):
     labels: Any
 
 
-class Metrics(NamedTuple):
+class Metrics(struct.PyTreeNode):
     """Sums over images and devices: loss () float32; correct and count () int32."""
 
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
+    loss: Any
+    correct: Any
+    count: Any
 
 
-def replicate(tree: PyTree, devices: Sequence[jax.Device]) -> PyTree:
+def replicate(tree: PyTree, devices: Sequence[Device]) -> PyTree:
     """The tree on every device, in the form that a step puts it out, so that a step compiles once."""
     return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
 
 
-def shard(x: np.ndarray, devices: Sequence[jax.Device]) -> jax.Array:
+def shard(x: np.ndarray, devices: Sequence[Device]) -> jax.Array:
     """x: (devices, ...) -> the same, each row on its own device."""
     return jax.device_put(x, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS)))
 
 
 def loss_and_hits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each image, the softmax cross-entropy and whether the largest logit is the label's. (N, K), (N,) -> 2 x (N,)."""
+    """Of each image, the cross-entropy in nats, and whether its largest logit is the label's. (N, K), (N,) -> (N,), (N,)."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses, logits.argmax(-1) == labels
 
 
+def predict(model: ResNet, variables: PyTree, images: jax.Array) -> Any:
+    """The logits of images in evaluation mode. (N, H, W, C) -> (N, K) float32."""
+    return model.apply(variables, images, train=False)
+
+
 def train_step(
-    model: nn.Module,
+    model: ResNet,
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     seed: int,
@@ -79,7 +85,7 @@ def train_step(
 
     grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(state.params)
     # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all
-    grads, metrics = lax.psum((grads, Metrics(loss_sum, correct, rows.shape[0])), AXIS)
+    grads, metrics = lax.psum((grads, Metrics(loss=loss_sum, correct=correct, count=rows.shape[0])), AXIS)
     if model.axis_name is None:  # each device has statistics of its own: keep their mean
         batch_stats = lax.pmean(batch_stats, AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -88,7 +94,7 @@ def train_step(
 
 
 def eval_step(
-    model: nn.Module,
+    model: ResNet,
     preprocess: Preprocess,
     params: PyTree,
     batch_stats: PyTree,
@@ -97,19 +103,19 @@ def eval_step(
 ) -> Metrics:
     """The metrics of this device's rows (B,); a row of -1 is padding and counts nothing."""
     images = preprocess.evaluate(data.images[rows])
-    logits = model.apply({"params": params, "batch_stats": batch_stats}, images, train=False)
+    logits = predict(model, {"params": params, "batch_stats": batch_stats}, images)
     real = rows >= 0
     losses, hits = loss_and_hits(logits, data.labels[rows])
-    sums = Metrics(jnp.where(real, losses, 0).sum(), (hits & real).sum(), real.sum())
+    sums = Metrics(loss=jnp.where(real, losses, 0).sum(), correct=(hits & real).sum(), count=real.sum())
     return lax.psum(sums, AXIS)
 
 
 def make_train_steps(
-    model: nn.Module,
+    model: ResNet,
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     seed: int,
-    devices: Sequence[jax.Device],
+    devices: Sequence[Device],
 ) -> Callable[[int], Callable[..., tuple[TrainState, Metrics]]]:
     """num_steps -> a call of the devices that makes so many updates, and gives the sums of their metrics.
 
@@ -125,7 +131,7 @@ def make_train_steps(
                 return step(state, data, rows[first])
             mine = lax.dynamic_slice_in_dim(rows, first, num_steps)
             state, metrics = lax.scan(lambda state, rows: step(state, data, rows), state, mine)
-            return state, Metrics(*(m.sum(0) for m in metrics))
+            return state, jax.tree.map(lambda sums: sums.sum(0), metrics)
 
         return jax.pmap(
             run,
@@ -139,7 +145,7 @@ def make_train_steps(
     return train_steps
 
 
-def make_eval_step(model: nn.Module, preprocess: Preprocess, devices: Sequence[jax.Device]) -> Callable[..., Metrics]:
+def make_eval_step(model: ResNet, preprocess: Preprocess, devices: Sequence[Device]) -> Callable[..., Metrics]:
     """A call of the devices: (params, batch_stats, data, rows (devices, B / devices)) -> metrics."""
     step = partial(eval_step, model, preprocess)
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None, devices=devices)
