@@ -1,6 +1,7 @@
 """State dicts of PyTorch to Flax variables and back, strictly: every tensor has a place and every place a tensor."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import jax
@@ -167,8 +168,13 @@ def closest(arrays: Arrays) -> str:
 
 def share(arrays: Arrays, arch: Arch) -> float:
     """How many of the tensors of both are the same by key and shape."""
-    classes, channels = sizes(arrays, arch)
-    leaves = torch_leaves(arch, create_model(arch, classes), channels)
-    held = {(key, array.shape) for key, array in arrays.items() if key not in head_keys(arch)}
-    wanted = {(key, leaf.torch_shape) for key, leaf in leaves.items() if key not in head_keys(arch)}
+    held = frozenset((key, array.shape) for key, array in arrays.items() if key not in head_keys(arch))
+    wanted = body(arch, sizes(arrays, arch)[1])
     return len(held & wanted) / len(held | wanted)
+
+
+@cache
+def body(arch: Arch, in_channels: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+    """Keys and shapes of a network's state dict, the head's aside."""
+    leaves = torch_leaves(arch, create_model(arch), in_channels)
+    return frozenset((key, leaf.torch_shape) for key, leaf in leaves.items() if key not in head_keys(arch))

@@ -24,7 +24,8 @@ from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.config import Config, check
 from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import Device, TrainState, create_state
+from resnet_jax.training.pretrained import read_pretrained, start_from
+from resnet_jax.training.state import Device, PyTree, TrainState, create_state
 from resnet_jax.training.step import (
     AXIS,
     Dataset,
@@ -96,6 +97,8 @@ def fit(config: Config) -> Result:
     check(config)
     devices = hardware.pick_devices(config.run.devices)
     check_batch(config, len(devices))
+    spec = data.DATASETS[config.data.dataset]
+    pretrained = read_pretrained(config, make_model(config, get_arch(config.arch), devices[0]), spec.image_shape[-1])
     run_dir = rundir.choose(config)
     splits = data.load(
         config.data.dataset, config.data.data_dir or None, config.data.source_dir or None, log=tqdm.write
@@ -105,7 +108,7 @@ def fit(config: Config) -> Result:
     with rundir.hold(run_dir), Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
         rundir.write_config(run_dir, config)
         trainer = make_trainer(config, devices, splits)
-        state, progress = start(trainer, checkpoints)
+        state, progress = start(trainer, checkpoints, pretrained)
         saver = Saver(trainer, checkpoints, run_dir, signals)
         saver.write_history(progress)
         forecast = Forecast(trainer)
@@ -141,6 +144,11 @@ def make_model(config: Config, arch: Arch, device: Device) -> ResNet:
         arch,
         data.DATASETS[config.data.dataset].num_classes,
         stem=config.stem_form,
+        width=config.model.width,
+        zero_init=config.model.zero_init,
+        squeeze_excitation=config.model.squeeze_excitation,
+        stochastic_depth=config.model.stochastic_depth,
+        remat=config.model.remat,
         dtype=hardware.pick_dtype(config.run.precision, device),
         axis_name=AXIS if config.run.sync_batch_norm else None,
     )
@@ -174,15 +182,20 @@ def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> 
         test=replicate(Dataset(*(x[:num_test] for x in splits.test)), devices),
         steps=steps,
         per_call=hardware.pick_steps_per_dispatch(config.run.steps_per_dispatch, devices[0]),
-        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices),
+        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices, config.model.freeze),
         eval_step=make_eval_step(model, preprocess, devices),
     )
 
 
-def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None) -> tuple[TrainState, Progress]:
     """The state, on the devices, and the progress of the latest checkpoint; those of step 0 if there is none."""
     config, size = trainer.config, trainer.config.image_size
-    state = create_state(trainer.model, trainer.optimizer, config.seed, (size, size, trainer.train.images.shape[-1]))
+    shape = (size, size, trainer.train.images.shape[-1])
+    state = create_state(trainer.model, trainer.optimizer, config.seed, shape, config.model.freeze)
+    if pretrained is not None:
+        state = start_from(state, pretrained)
+        head = "" if "head" in pretrained["params"] else ", with a new head"
+        tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")
     progress = Progress([], Sums(), 0.0)
     latest = checkpoints.latest()
     if latest is not None:
