@@ -12,6 +12,7 @@ from resnet_jax.models import (
     create_model,
     layer_summary,
     list_models,
+    multiply_adds,
 )
 from resnet_jax.training import Config, fit, load, load_recipe
 
@@ -31,5 +32,6 @@ __all__ = [
     "list_models",
     "load",
     "load_recipe",
+    "multiply_adds",
     "to_torch",
 ]

@@ -3,7 +3,7 @@
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
-from resnet_jax.models.summary import LayerSummary, layer_summary
+from resnet_jax.models.summary import LayerSummary, layer_summary, multiply_adds
 
 __all__ = [
     "ARCHS",
@@ -22,4 +22,5 @@ __all__ = [
     "get_arch",
     "layer_summary",
     "list_models",
+    "multiply_adds",
 ]
