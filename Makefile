@@ -18,10 +18,11 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
 		printf '  make %-14s%s\n' "$$name" "$$text"; done
 
-# The recipe: resnet18's, the chapter's own, unless ARGS name another. Without ARGS and without an accelerator: the quick one.
+# ARGS that name no recipe (--arch, --config) and no run to go on with (--resume) get resnet18's, the chapter's own.
+# Without ARGS: the same on an accelerator, else the quick one.
 train: data  ## train ResNet-18 on Fashion-MNIST (ARGS="--epochs 1": flags of train.py; --arch or --config names another recipe)
 ifneq ($(strip $(ARGS)),)
-	$(PY) train.py $(if $(filter --arch --arch=% --config --config=%,$(ARGS)),,--arch resnet18 )$(ARGS)
+	$(PY) train.py $(if $(filter --arch --arch=% --config --config=% --resume,$(ARGS)),,--arch resnet18 )$(ARGS)
 else
 	@if $(PY) -c 'import jax, sys; sys.exit(jax.default_backend() == "cpu")'; then set -- --arch resnet18; else \
 		echo 'No accelerator here: the quick recipe (minutes). The chapter'"'"'s full job (hours): make train ARGS="--arch resnet18"'; \
@@ -58,15 +59,15 @@ format: venv-dev  ## rewrite the code as `make check` wants it
 
 accelerators:  ## compile the train step for 8 TPUs and 8 H100s, on a machine that has neither, and test the result
 	@sh scripts/venv.sh .venv-accelerators accelerators
-	JAX_PLATFORMS=cpu .venv-accelerators/bin/python benchmarks/ahead_of_time.py
-	JAX_PLATFORMS=cpu .venv-accelerators/bin/python -m pytest -m accelerators $(ARGS)
+	JAX_PLATFORMS=cpu .venv-accelerators/bin/python benchmarks/ahead_of_time.py --json build/ahead_of_time.json
+	JAX_PLATFORMS=cpu AHEAD_OF_TIME=build/ahead_of_time.json .venv-accelerators/bin/python -m pytest -m accelerators $(ARGS)
 
 venv:
-	@sh scripts/venv.sh .venv here
+	@sh scripts/venv.sh .venv here && sh scripts/native.sh .venv
 venv-test:
-	@sh scripts/venv.sh .venv here test
+	@sh scripts/venv.sh .venv here test && sh scripts/native.sh .venv
 venv-dev:
-	@sh scripts/venv.sh .venv here test dev
+	@sh scripts/venv.sh .venv here test dev && sh scripts/native.sh .venv
 
 clean:  ## remove the environments and caches; runs/ and the data stay
 	rm -rf .venv .venv-accelerators .pytest_cache .ruff_cache .hypothesis build dist

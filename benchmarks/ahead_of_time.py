@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.models import create_model
 from resnet_jax.training.config import OptimConfig
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import create_state
+from resnet_jax.training.state import Device, create_state
 from resnet_jax.training.step import AXIS, Dataset, make_train_steps
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +81,7 @@ def programs(archs: tuple[str, ...]) -> list[Program]:
 # --- Compiling, in a process for each kind of chip
 
 
-def chips(platform: str) -> list[jax.Device]:
+def chips(platform: str) -> list[Device]:
     """Eight chips of a kind that this machine does not have."""
     if platform == "tpu":
         return list(topologies.get_topology_desc("v5e:2x4", "tpu").devices)
@@ -89,7 +89,7 @@ def chips(platform: str) -> list[jax.Device]:
     return list(topologies.get_topology_desc("h100", "cuda", **one_host).devices)
 
 
-def lower(program: Program, devices: list[jax.Device]) -> tuple[jax.stages.Lowered, int]:
+def lower(program: Program, devices: Sequence[Device]) -> tuple[jax.stages.Lowered, int]:
     """The step that `fit` would make on these devices, not yet compiled, and the bytes of its state."""
     config = OptimConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10, STEPS_AN_EPOCH))
@@ -98,9 +98,9 @@ def lower(program: Program, devices: list[jax.Device]) -> tuple[jax.stages.Lower
     shape = jax.ShapeDtypeStruct
     data = Dataset(shape((NUM_IMAGES, 28, 28, 1), np.uint8), shape((NUM_IMAGES,), np.int32))
     rows = shape((len(devices), STEPS_AN_EPOCH, IMAGES_A_CHIP), np.int32)
-    steps = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)
+    step: Any = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)(program.steps)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return steps(program.steps).lower(state, data, rows, shape((), np.int32)), state_bytes
+    return step.lower(state, data, rows, shape((), np.int32)), state_bytes
 
 
 def flop_as_written(program: Program) -> float:
@@ -111,7 +111,7 @@ def flop_as_written(program: Program) -> float:
     return cost["flops"]
 
 
-def facts_of(program: Program, platform: str, devices: list[jax.Device]) -> Facts:
+def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Facts:
     """Compile one program and say what it is. FLOP and bytes are those of one step and chip, memory that of a call.
 
     all_reduces: of each, whether it stands in the scan's loop and its elements by type. convolutions: how many there
@@ -303,17 +303,11 @@ def compile_all(platforms: tuple[str, ...] = ("tpu", "gpu"), archs: tuple[str, .
     return facts
 
 
-def per_step(facts: Facts) -> list[Facts]:
-    """The all-reduces that each step makes."""
-    return [one for one in facts["all_reduces"] if one["in_loop"] or facts["steps"] == 1]
-
-
 def table(facts: list[Facts]) -> str:
     """Markdown: a row a program."""
     head = "chips | network | activations | steps a call | batch statistics | MFLOP | MB moved | MB temporary"
-    lines = [f"{head} | all-reduces", " | ".join(["---"] * 9)]
+    lines = [f"{head} | all-reduces a step", " | ".join(["---"] * 9)]
     for f in facts:
-        after = len(f["all_reduces"]) - len(per_step(f))
         cells = [
             f"{NUM_CHIPS} x {f['device']}",
             f["arch"],
@@ -321,7 +315,7 @@ def table(facts: list[Facts]) -> str:
             f["steps"],
             "of all chips" if f["sync"] else "of each chip",
             *(f"{f[key] / IMAGES_A_CHIP / 1e6:,.2f}" for key in ("flop", "bytes_moved", "temporary_bytes")),
-            f"{len(per_step(f))} a step" + (f", {after} a call" if after else ""),
+            len(f["all_reduces"]),
         ]
         lines.append(" | ".join(map(str, cells)))
     return "\n".join(f"| {line} |" for line in lines)

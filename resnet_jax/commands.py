@@ -9,7 +9,15 @@ import jax
 import tyro
 
 from resnet_jax.errors import ConfigError, InteropError
-from resnet_jax.interop import Weights, from_torch, load_weights, read_state_dict, save_weights, to_torch, write_state_dict
+from resnet_jax.interop import (
+    Weights,
+    from_torch,
+    load_weights,
+    read_state_dict,
+    save_weights,
+    to_torch,
+    write_state_dict,
+)
 from resnet_jax.interop.export import PLATFORMS, export_program
 from resnet_jax.models import create_model, layer_summary, multiply_adds
 from resnet_jax.training import load

@@ -151,10 +151,11 @@ wanted=$(printf '%s\n' "$source" && printf '%s\n' $extras | sort -u | sed '/^$/d
 list=$(printf '%s\n' "$wanted" | sed 1d | paste -s -d , -)
 case ",$list," in
     *,cuda,*) for_what="with JAX for NVIDIA GPUs (CUDA 12)" ;;
+    *,accelerators,*) for_what="with the compilers for TPUs and NVIDIA GPUs (1 GB)" ;;
     *,tpu,*) for_what="with JAX for TPUs" ;;
     *) for_what="with JAX for the CPU" ;;
 esac
-say "$folder: installing the packages $for_what (about 2 minutes the first time)"
+say "$folder: installing the packages $for_what (1 to 3 minutes the first time)"
 : >"$folder/.unfinished"
 rm -f "$made"
 export PIP_DISABLE_PIP_VERSION_CHECK=1

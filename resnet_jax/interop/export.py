@@ -8,6 +8,7 @@ import jax
 from jax import export
 from jax import numpy as jnp
 
+from resnet_jax import ops
 from resnet_jax.errors import InteropError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -26,7 +27,8 @@ def export_program(
     path = Path(path)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-    content = export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
+    with ops.cpu_kernels("xla"):  # another machine need not have our own
+        content = export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
     part = path.with_name(path.name + ".part")
     try:
         part.write_bytes(content)

@@ -55,15 +55,17 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation, then an addition and a ReLU where asked: they belong to it, since one pass does all three.
+    """Batch normalisation, then an addition, a ReLU and a max-pool where asked: one pass over memory does them all.
 
-    x, residual: (N, H, W, C) -> (N, H, W, C), in dtype. Parameters, statistics and the arithmetic are float32.
+    x, residual: (N, H, W, C) -> (N, H, W, C), in dtype; with pool, which goes with relu and no residual, the 3x3
+    max-pool of stride 2, (N, ceil(H / 2), ceil(W / 2), C). Parameters, statistics and the arithmetic are float32.
     The running averages keep `momentum` of the old value (PyTorch's 0.1 is 0.9 here) and, as everywhere in Flax,
     the biased variance. axis_name makes the statistics those of all devices along that pmap axis.
     """
 
     use_running_average: bool
     relu: bool = False
+    pool: bool = False
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
@@ -78,12 +80,17 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
-        form = {"epsilon": self.epsilon, "relu": self.relu, "residual": residual}
         if self.use_running_average:
-            return ops.batch_norm_inference(x, scale, bias, mean.value, var.value, **form)
+            y = ops.batch_norm_inference(
+                x, scale, bias, mean.value, var.value, epsilon=self.epsilon, relu=self.relu, residual=residual
+            )
+            return ops.max_pool(y) if self.pool else y
         # init runs outside pmap, where the axis has no name
-        axis_name = None if self.is_initializing() else self.axis_name
-        y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, axis_name=axis_name, **form)
+        how = {"epsilon": self.epsilon, "axis_name": None if self.is_initializing() else self.axis_name}
+        if self.pool:
+            y, batch_mean, batch_var = ops.batch_norm_relu_max_pool(x, scale, bias, **how)
+        else:
+            y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, relu=self.relu, residual=residual, **how)
         if not self.is_initializing():
             mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
             var.value = self.momentum * var.value + (1 - self.momentum) * batch_var

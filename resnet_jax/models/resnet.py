@@ -35,7 +35,7 @@ class Stem(nn.Module):
         kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
         x = self.conv(self.features, kernel, strides, padding=padding, name="conv")(x)
         if self.normalise:
-            x = self.norm(use_running_average=not train, relu=True, name="bn")(x)
+            return self.norm(use_running_average=not train, relu=True, pool=not small, name="bn")(x)
         return x if small else ops.max_pool(x)
 
 

@@ -106,7 +106,10 @@ class RunConfig:
     devices: int = 0
     """How many devices to split each batch over. 0: all."""
     precision: Precision = "auto"
-    """Of activations. auto: bfloat16 on TPUs and on GPUs that have it, float32 on the CPU."""
+    """Of activations. auto: bfloat16 where device and kernels compute in it (TPUs, GPUs since A100, CPUs with AMX or
+    AVX512-BF16 and oneDNN), float32 elsewhere."""
+    cpu_kernels: Literal["auto", "xla", "onednn"] = "auto"
+    """Convolution and batch norm on a CPU. auto: oneDNN's where they are installed, XLA's elsewhere."""
     sync_batch_norm: bool = True
     """Take batch statistics over all devices, not over each one's share."""
     steps_per_dispatch: int = 0

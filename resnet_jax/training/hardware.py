@@ -6,10 +6,12 @@ from pathlib import Path
 import jax
 from jax import numpy as jnp
 
+from resnet_jax import ops
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import Dtype
 from resnet_jax.training.state import Device
 
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 STEPS_PER_DISPATCH = 32  # on accelerators, where a dispatch would otherwise be as long as a small step
 
 
@@ -25,9 +27,11 @@ def pick_devices(asked: int) -> list[Device]:
 
 
 def pick_dtype(precision: str, device: Device) -> Dtype:
-    """The dtype of activations: what is asked for, or for "auto" bfloat16 where the device computes in it."""
+    """The dtype of activations: what is asked for, or for "auto" bfloat16 where device and kernels compute in it."""
     if precision != "auto":
         return jnp.dtype(precision)
+    if device.platform == "cpu":  # XLA's own kernels there are slower in bfloat16
+        return jnp.dtype(jnp.bfloat16 if ops.native_chosen() and cpu_flags() & BFLOAT16_FLAGS else jnp.float32)
     ampere = device.platform == "gpu" and float(device.compute_capability) >= 8.0  # A100 and later
     return jnp.dtype(jnp.bfloat16 if device.platform == "tpu" or ampere else jnp.float32)
 
@@ -37,11 +41,21 @@ def pick_steps_per_dispatch(asked: int, device: Device) -> int:
     return asked or (1 if device.platform == "cpu" else STEPS_PER_DISPATCH)
 
 
+def cpu_flags() -> set[str]:
+    """The instruction sets that Linux says the CPU has."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+
+
 def describe(devices: list[Device], dtype: Dtype) -> str:
     """One line: backend, devices, precision."""
     device = devices[0]
-    cores = f", {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else ""
-    return f"{device.platform}: {len(devices)} x {device.device_kind}{cores}, {jnp.dtype(dtype).name}"
+    where = f"{device.platform}: {len(devices)} x {device.device_kind}, {jnp.dtype(dtype).name}"
+    if device.platform != "cpu":
+        return where
+    cores, kernels = len(os.sched_getaffinity(0)), "oneDNN" if ops.native_chosen() else "XLA"
+    return f"{where}, {cores} cores, {kernels} kernels"
 
 
 def use_compile_cache() -> None:

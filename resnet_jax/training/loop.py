@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from resnet_jax import data
+from resnet_jax import data, ops
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, ResNet, create_model, get_arch
@@ -95,6 +95,7 @@ def fit(config: Config) -> Result:
     UserError, before anything is compiled or written, where the config cannot be; Stopped after SIGINT or SIGTERM.
     """
     check(config)
+    ops.use_cpu_kernels(config.run.cpu_kernels)
     devices = hardware.pick_devices(config.run.devices)
     check_batch(config, len(devices))
     spec = data.DATASETS[config.data.dataset]

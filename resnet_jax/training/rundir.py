@@ -18,7 +18,7 @@ CONFIG_FILE = "config.json"
 
 # what may change when a run goes on; everything else would make it another run
 FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes"}
-FREE |= {"devices", "steps_per_dispatch", "compile_cache"}
+FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels"}
 
 
 def choose(config: Config) -> Path:

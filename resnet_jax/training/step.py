@@ -49,7 +49,7 @@ def shard(x: np.ndarray, devices: Sequence[Device]) -> jax.Array:
 
 
 def loss_and_hits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each image, the cross-entropy in nats, and whether its largest logit is the label's. (N, K), (N,) -> (N,), (N,)."""
+    """Each image's cross-entropy in nats, and whether its largest logit is the label's. (N, K), (N,) -> (N,), (N,)."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses, logits.argmax(-1) == labels
 
@@ -88,12 +88,16 @@ def train_step(
         variables = {"params": state.params | params, "batch_stats": state.batch_stats}
         logits, changed = model.apply(variables, images, train=not freeze, mutable=["batch_stats"], rngs=rngs)
         losses, hits = loss_and_hits(logits, labels)
-        return losses.sum() / batch, (changed["batch_stats"], losses.sum(), hits.sum())
+        correct = hits.sum(dtype=jnp.float32)  # exact up to 2^24, and of one type with all that crosses devices
+        return losses.sum() / batch, (changed["batch_stats"], losses.sum(), correct)
 
     params = trained(state.params, freeze)
     grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(params)
-    # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all
-    grads, metrics = lax.psum((grads, Metrics(loss=loss_sum, correct=correct, count=rows.shape[0])), AXIS)
+    # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all.
+    # Behind the barrier, XLA cannot fuse a layer's update into the backward pass of the layers before it, which would
+    # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them)
+    grads, loss_sum, correct = lax.optimization_barrier(lax.psum((grads, loss_sum, correct), AXIS))
+    metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
     if model.axis_name is None:  # each device has statistics of its own: keep their mean
         batch_stats = lax.pmean(batch_stats, AXIS)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)

@@ -1,0 +1,121 @@
+// What every operation shares: the lock, the threads, the scratch memory, the plan cache, the errors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "oneapi/dnnl/dnnl.hpp"
+#include "xla/ffi/api/ffi.h"
+
+namespace resnet_jax {
+
+namespace ffi = ::xla::ffi;
+
+// Defines and exports the FFI handler `name`; everything else in the library is hidden.
+#define RESNET_JAX_HANDLER(name, implementation, ...)                                              \
+  extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, implementation, __VA_ARGS__)
+
+// Memory that grows to the largest request and is then reused. Only the holder of the turn may touch it.
+// Never freed: the process has three, and XLA's threads may outlive static objects.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* Reserve(size_t bytes);  // 64-byte aligned; what was there before is lost
+
+ private:
+  void* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+// The right to run on the machine's cores, held for one FFI call.
+//
+// XLA runs independent calls on several of its threads at once. Each would start an OpenMP team of its
+// own, and the teams' spinning barriers would starve one another (5 ms calls became 500 ms), so calls
+// take turns: each has all cores while it runs. Taking the turn also sets the team's size from the
+// calling thread's CPU affinity, which may have changed since libgomp was loaded.
+class Turn {
+ public:
+  Turn();
+  int threads() const { return threads_; }
+  dnnl::engine& engine() const;
+  dnnl::stream& stream() const;
+  Scratch& scratchpad() const;  // oneDNN's own temporary memory
+  Scratch& weights() const;     // weights in the layout that a primitive asks for
+  Scratch& partials() const;    // per-chunk sums of reductions
+
+ private:
+  std::lock_guard<std::mutex> lock_;
+  int threads_;
+};
+
+// Everything that decides which code oneDNN makes: dimensions, attributes, data type, thread count.
+using PlanKey = std::vector<int64_t>;
+
+struct PlanKeyHash {
+  size_t operator()(const PlanKey& key) const;
+};
+
+// Primitives by key. Making one costs milliseconds of code generation, finding one well under a microsecond.
+template <typename Plan>
+class PlanCache {
+ public:
+  // Make is called at most once a key; guarded by the Turn that the caller holds.
+  template <typename Make>
+  Plan& Get(const Turn&, const PlanKey& key, Make make) {
+    auto found = plans_.find(key);
+    if (found != plans_.end()) return *found->second;
+    if (plans_.size() >= kCapacity) plans_.clear();  // a program with this many shapes compiles all day anyway
+    return *plans_.emplace(key, std::make_unique<Plan>(make())).first->second;
+  }
+
+ private:
+  static constexpr size_t kCapacity = 4096;
+  std::unordered_map<PlanKey, std::unique_ptr<Plan>, PlanKeyHash> plans_;
+};
+
+// Asks for 2 MiB pages under a large buffer that is about to be written. XLA maps its temporary memory anew
+// each step; with 4 KiB pages the kernel spent a tenth of a ResNet-18 step handing them out one by one.
+void ExpectWrites(void* data, size_t bytes);
+
+template <typename Buffer>
+void ExpectWrites(const Buffer& buffer) {
+  ExpectWrites(buffer.untyped_data(), buffer.size_bytes());
+}
+
+std::string ShapeText(const ffi::AnyBuffer& buffer);  // "f32[128,24,24,64]"
+
+inline bool IsFloatOrBfloat16(const ffi::AnyBuffer& buffer) {
+  return buffer.element_type() == ffi::F32 || buffer.element_type() == ffi::BF16;
+}
+
+// Runs body and turns whatever it throws into an FFI error that names the operation and its operands;
+// nothing may be thrown into XLA.
+template <typename Body, typename... Buffers>
+ffi::Error Guarded(const char* operation, Body body, const Buffers&... buffers) {
+  std::string reason;
+  try {
+    body();
+    return ffi::Error::Success();
+  } catch (const dnnl::error& error) {
+    reason = std::string("oneDNN: ") + error.message;
+  } catch (const std::exception& error) {
+    reason = error.what();
+  } catch (...) {
+    reason = "unknown exception";
+  }
+  std::string operands;
+  ((operands += (operands.empty() ? "" : ", ") + ShapeText(buffers)), ...);
+  return ffi::Error(ffi::ErrorCode::kInternal, std::string(operation) + "(" + operands + "): " + reason);
+}
+
+}  // namespace resnet_jax

@@ -1,0 +1,60 @@
+"""The C++ half of resnet_jax.ops: loads the library and registers its operations with XLA.
+
+Importing this package does nothing; `register()` does the work and raises `LoadError` with the reason in
+one line when this machine cannot use it.
+"""
+
+import ctypes
+import functools
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import jax.ffi
+
+__all__ = ["TARGETS", "LoadError", "register"]
+
+TARGETS = (
+    "resnet_jax_conv_forward",
+    "resnet_jax_conv_backward_data",
+    "resnet_jax_conv_backward_weights",
+    "resnet_jax_max_pool",
+    "resnet_jax_max_pool_gradient",
+    "resnet_jax_bn_moments",
+    "resnet_jax_bn_normalise",
+    "resnet_jax_bn_gradient_sums",
+    "resnet_jax_bn_gradient",
+    "resnet_jax_bn_pool",
+    "resnet_jax_bn_pool_gradient_sums",
+    "resnet_jax_bn_pool_gradient",
+)
+
+
+class LoadError(RuntimeError):
+    """The library is there but cannot be used; the message says why, in one line."""
+
+
+def _libdnnl() -> Path:
+    """oneDNN's library: its wheel puts it under the environment's prefix, outside site-packages."""
+    for file in metadata.files("onednn-cpu-gomp") or ():
+        if file.name == "libdnnl.so.3":
+            return Path(file.locate())
+    return Path(sys.prefix, "lib", "libdnnl.so.3")
+
+
+def library() -> Path:
+    """Where the compiled library lies."""
+    return Path(__file__).with_name("libresnet_jax_onednn.so")
+
+
+@functools.cache
+def register() -> None:
+    """Load oneDNN and the library, and register every operation for the CPU platform; once a process."""
+    try:
+        # Loaded by path first: our library asks for "libdnnl.so.3" and gets the one already loaded.
+        ctypes.CDLL(str(_libdnnl()))
+        lib = ctypes.CDLL(str(library()))
+        for target in TARGETS:
+            jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(lib, target)), platform="cpu")
+    except (OSError, AttributeError, metadata.PackageNotFoundError, RuntimeError, ValueError) as error:
+        raise LoadError(str(error).replace("\n", " ")) from error

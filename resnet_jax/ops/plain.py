@@ -1,0 +1,49 @@
+"""The operations in XLA's own terms: what they mean, and what GPU and TPU run."""
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """See api.conv."""
+    y = lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), strides, padding, dimension_numbers=LAYOUT, feature_group_count=groups
+    )
+    return y if bias is None else y + bias.astype(x.dtype)
+
+
+def max_pool(window, strides, padding, x: Array) -> Array:
+    """See api.max_pool."""
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+
+
+def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """Mean and biased variance over N, H, W in float32, (C,) each; E[x^2] - E[x]^2 in one pass, as Flax."""
+    x = x.astype(jnp.float32)
+    mean, square = jnp.mean(x, (0, 1, 2)), jnp.mean(lax.square(x), (0, 1, 2))
+    if axis_name is not None:
+        mean, square = lax.pmean((mean, square), axis_name)
+    return mean, jnp.maximum(square - lax.square(mean), 0.0)
+
+
+def normalise(x, mean, var, scale, bias, residual, epsilon, relu) -> Array:
+    """relu?((x - mean) / sqrt(var + epsilon) * scale + bias + residual?), in float32, then x's type."""
+    y = (x.astype(jnp.float32) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    if residual is not None:
+        y = y + residual.astype(jnp.float32)
+    return (jax.nn.relu(y) if relu else y).astype(x.dtype)
+
+
+def batch_norm(epsilon, axis_name, relu, x, scale, bias, residual) -> tuple[Array, Array, Array]:
+    """See api.batch_norm."""
+    mean, var = moments(x, axis_name)
+    return normalise(x, mean, var, scale, bias, residual, epsilon, relu), mean, var
+
+
+def batch_norm_relu_max_pool(epsilon, axis_name, window, strides, padding, x, scale, bias):
+    """See api.batch_norm_relu_max_pool."""
+    y, mean, var = batch_norm(epsilon, axis_name, True, x, scale, bias, None)
+    return max_pool(window, strides, padding, y), mean, var

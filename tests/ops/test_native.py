@@ -1,0 +1,154 @@
+"""The native library: the same bits every time, errors in words, flat memory, and life without it."""
+
+import ctypes.util
+import os
+import resource
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import ops
+
+native = pytest.importorskip("resnet_jax_onednn")
+if not ops.native_available():
+    pytest.skip("resnet_jax_onednn does not load", allow_module_level=True)
+
+from test_ops import block, block_operands, values_and_gradients  # noqa: E402
+
+
+def text_of(function, *operands) -> str:
+    return jax.jit(function).lower(*operands).as_text()
+
+
+def test_two_runs_are_the_same_to_the_bit():
+    operands = block_operands(32)
+    with ops.cpu_kernels("onednn"):
+        run = jax.jit(partial(values_and_gradients, block))
+        first, second = jax.tree.leaves(run(*operands)), jax.tree.leaves(run(*operands))
+    for a, b in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_kill_switch():
+    operands = block_operands()
+    with ops.cpu_kernels("xla"):
+        assert "resnet_jax_conv" not in text_of(lambda *a: block(*a), *operands)
+    with ops.cpu_kernels("auto"):
+        assert "resnet_jax_conv" in text_of(lambda *a: block(*a), *operands)
+
+
+def test_the_first_layers_input_gradient_is_not_computed():
+    x, w, *_ = block_operands()
+    with ops.cpu_kernels("onednn"):
+        compiled = jax.jit(jax.grad(lambda w: jnp.sum(ops.conv(x, w) ** 2))).lower(w).compile().as_text() or ""
+    assert "resnet_jax_conv_backward_weights" in compiled
+    assert "resnet_jax_conv_backward_data" not in compiled
+
+
+def test_an_error_names_operation_and_shapes():
+    """A result that fits no convolution of these operands, asked for directly."""
+    call = jax.ffi.ffi_call("resnet_jax_conv_forward", jax.ShapeDtypeStruct((1, 9, 9, 8), jnp.float32))
+    how = {"strides": np.ones(2, np.int64), "padding": np.zeros(4, np.int64), "groups": np.int64(1)}
+    operands = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 8)), jnp.ones((8,))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"convolution\(.*1,4,4,8.*3,3,8,8.*\): oneDNN: "):
+        jax.block_until_ready(jax.jit(partial(call, **how))(*operands))
+
+
+def test_memory_is_flat():
+    """10,000 operations in calls of 10; the peak may not grow after the first 1,000."""
+    operands = block_operands(2)
+
+    def ten(*operands):
+        for _ in range(5):  # two native calls a block and more
+            y, *_ = block(*operands)
+            operands = (operands[0] + jnp.mean(y), *operands[1:])
+        return operands[0]
+
+    with ops.cpu_kernels("onednn"):
+        run = jax.jit(ten)
+        peaks = []
+        for _ in range(10):
+            for _ in range(50):
+                run(*operands).block_until_ready()
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    assert peaks[-1] - peaks[1] < 8 * 1024, f"grew by {(peaks[-1] - peaks[1]) / 1024:.1f} MiB"
+
+
+def python(code: str, **environment: str) -> str:
+    """Output of a fresh process, standard error included."""
+    path = os.pathsep.join([str(Path(__file__).parents[2]), environment.pop("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+TRY = """
+    import jax, jax.numpy as jnp; from resnet_jax import ops
+    y = jax.jit(ops.conv)(jnp.ones((1, 4, 4, 2)), jnp.ones((3, 3, 2, 2)))
+    assert y[0, 0, 0, 0] == 18
+    y = jax.jit(ops.max_pool)(y)
+    try:
+        ops.use_cpu_kernels("onednn")
+    except ValueError as error:
+        print("refused:", error)
+"""
+
+
+def said(output: str) -> list[str]:
+    return [line for line in output.splitlines() if "CPU kernels: XLA" in line]
+
+
+def test_missing_package_is_one_line_and_the_xla_way():
+    output = python("import sys; sys.modules['resnet_jax_onednn'] = None\n" + textwrap.dedent(TRY))
+    assert len(said(output)) == 1
+    assert "refused: CPU kernels 'onednn': resnet_jax_onednn is not installed" in output
+
+
+@pytest.mark.parametrize("content", [b"", b"not a library", b"\x7fELF\x02\x01\x01" + bytes(57)])
+def test_broken_library_is_one_line_and_the_xla_way(tmp_path, content):
+    broken = tmp_path / "libbroken.so"
+    broken.write_bytes(content)
+    code = f"import pathlib, resnet_jax_onednn as n; n.library = lambda: pathlib.Path({str(broken)!r})\n"
+    output = python(code + textwrap.dedent(TRY))
+    assert len(said(output)) == 1
+    assert "does not load" in output
+    assert "refused" in output
+
+
+def test_library_of_another_build_is_one_line_and_the_xla_way():
+    """A library that loads but lacks our operations: libc."""
+    libc = ctypes.util.find_library("c")
+    output = python(f"import resnet_jax_onednn as n; n.library = lambda: {libc!r}\n" + textwrap.dedent(TRY))
+    assert len(said(output)) == 1
+    assert "does not load" in output
+
+
+def test_threads_follow_the_affinity():
+    """On one CPU the library starts no second thread of its own."""
+    code = """
+        import os
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        import jax, jax.numpy as jnp; from resnet_jax import ops
+        with ops.cpu_kernels("onednn"):
+            x, w = jnp.ones((8, 24, 24, 64)), jnp.ones((3, 3, 64, 64))
+            compiled = jax.jit(ops.conv).lower(x, w).compile()
+        with ops.cpu_kernels("xla"):
+            jax.jit(ops.conv)(x, w).block_until_ready()
+        before = len(os.listdir("/proc/self/task"))
+        compiled(x, w).block_until_ready()
+        print("started", len(os.listdir("/proc/self/task")) - before)
+    """
+    assert "started 0" in python(code)

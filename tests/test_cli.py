@@ -1,0 +1,306 @@
+"""The command: what it prints and writes, and that whatever cannot be is one line on stderr and exit code 2."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from training import made
+
+import resnet_jax
+from resnet_jax import cli
+from resnet_jax.data import builders
+from resnet_jax.training import Stopped, rundir
+
+ROOT = Path(__file__).parents[1]
+GOOD = "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2"
+
+
+@pytest.fixture(scope="session")
+def made_dir(tmp_path_factory) -> Path:
+    """Holds data, the made data set, and cache, the compiled programs."""
+    folder = tmp_path_factory.mktemp("made")
+    builders.prepare(made.make_spec(), folder / "data", made.make_splits())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _made(monkeypatch, tmp_path, made_dir):
+    made.install(monkeypatch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made_dir / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(made_dir / "data"))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(made_dir) -> Path:
+    """A run of two epochs; not to be changed."""
+    environment = {"XDG_CACHE_HOME": str(made_dir / "cache"), "TFDS_DATA_DIR": str(made_dir / "data")}
+    with pytest.MonkeyPatch.context() as patch:
+        made.install(patch)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        assert cli.main([*GOOD.split(), "--run-dir", str(made_dir / "finished")]) == 0
+    return made_dir / "finished"
+
+
+def process(*command: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return subprocess.run([sys.executable, *map(str, command)], env=environment, capture_output=True, text=True)
+
+
+# --- bad input
+
+IN_A_FOLDER_WITH = {
+    "file": "",
+    "full/anything": "",
+    "empty/": "",
+    "run/config.json": "{}",
+    "syntax.toml": "epochs =",
+    "key.toml": "epohs = 3",
+    "type.toml": "epochs = 'three'",
+    "value.toml": "arch = 'resnet81'",
+}
+
+BAD = {
+    "--arch resnet81": "unknown architecture 'resnet81': did you mean resnet18? choose one of resnet18, ",
+    "--config quik": "unknown recipe 'quik': did you mean quick? choose one of quick, resnet18",
+    "--config nowhere.toml": "--config nowhere.toml: there is no such file",
+    "--dataset fashion-mnist": "unknown data set 'fashion-mnist': did you mean fashion_mnist? choose one of cifar10, ",
+    "--precision float23": "unknown precision 'float23': did you mean float32? choose one of auto, ",
+    "--lerning-rate 1": "Unrecognized options: --lerning-rate, 1: did you mean --learning-rate?",
+    "--epochs abc": "Error parsing --epochs: invalid literal for int() with base 10: 'abc'",
+    "--epochs -1": "--epochs -1 is out of range: it must be finite and at least 1",
+    "--momentum 1.5": "--momentum 1.5 must be below 1",
+    "--learning-rate nan": "--learning-rate nan is out of range",
+    "--batch-size 0": "--batch-size 0 is out of range: it must be finite and at least 1",
+    "--batch-size 54": "--batch-size 54 is more than the 52 training images; use at most 52",
+    "--batch-size 18 --train-images 16": "--batch-size 18 is more than the 16 training images",
+    "--batch-size 15": "--batch-size 15 cannot be split over 2 devices; use 14 or 16, or --devices 1",
+    "--batch-size 1": "--batch-size 1 cannot be split over 2 devices; use 2, or --devices 1",
+    "--batch-size 20 --devices 8": "--batch-size 20 cannot be split over 8 devices; use 16 or 24, or --devices 5",
+    "--devices 9": "--devices 9: this process has 8 (cpu); use --devices 8 or leave it out",
+    "--image-size 4": 'image size 4x4 is too small: a stage would halve a single pixel; use at least 5x5, or stem "sma',
+    "--arch resnet18 --image-size 16": "image size 16x16 is too small",
+    "--run-dir file": "--run-dir file: file is not a folder that can be written to",
+    "--run-dir file/run": "file is not a folder that can be written to",
+    "--run-dir full": "--run-dir full exists and is not empty: add --resume to go on, or give another folder",
+    "--run-dir full --resume": "--resume: there is no run in full; leave --resume out to start one",
+    "--run-dir empty --resume": "--resume: there is no run in empty",
+    "--run-dir nowhere --resume": "--resume: there is no run in nowhere",
+    "--run-dir run --resume": "run/config.json: not a run's config that can be read",
+    "--resume": "--resume: there is no run runs/tiny-made-*/config.json; leave --resume out to start one",
+    f"--run-dir {'x' * 300}": "File name too long; give another folder",
+    "--run-dir /proc/run": "--run-dir /proc/run",
+    "--data-dir file": "the data folder file cannot be: file is a file; pass --data-dir FOLDER",
+    "--data-dir new --source-dir nowhere": "the data folder nowhere is not a folder",
+    "--config syntax.toml": "syntax.toml: not a TOML file that can be read",
+    "--config key.toml": "key.toml: Unrecognized options: --epohs=3: did you mean --epochs?",
+    "--config type.toml": "type.toml: Error parsing --epochs: invalid literal for int() with base 10: 'three'",
+}
+
+
+def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr; nothing is compiled, and nothing written in the current folder."""
+    before = made.snapshot(Path())
+    with made.compilations() as programs:
+        assert cli.main(argv) == 2
+    assert not programs
+    assert made.snapshot(Path()) == before
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("train.py: ")
+    return line
+
+
+@pytest.fixture
+def folder(tmp_path) -> None:
+    """The current folder holds IN_A_FOLDER_WITH."""
+    for name, content in IN_A_FOLDER_WITH.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if name.endswith("/"):
+            path.mkdir()
+        else:
+            path.write_text(content)
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("flags", BAD)
+def test_bad_input(capsys, flags):
+    assert BAD[flags] in refused([*GOOD.split(), *flags.split()], capsys)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_recipe_with_a_name_that_is_unknown(capsys):
+    assert "unknown architecture 'resnet81'" in refused(["--config", "value.toml"], capsys)
+
+
+def test_a_folder_that_cannot_be_written_to(capsys, monkeypatch, tmp_path):
+    """Said by the operating system: to root, nothing here is closed."""
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
+    for run_dir in ("closed", "closed/run", "closed/a/b"):
+        line = refused([*GOOD.split(), "--run-dir", run_dir], capsys)
+        assert "closed is not a folder that can be written to; give another one" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--arch tiny_wide", "has --arch tiny, not tiny_wide; leave --arch out"),
+        ("--arch resnet18 --image-size 32", "has --arch tiny, not resnet18"),
+        ("--dataset fashion_mnist --image-size 32", "has --dataset made, not fashion_mnist"),
+        ("--seed 7", "has --seed 0, not 7"),
+        ("--config resnet18", "has --arch tiny, not resnet18"),
+    ],
+)
+def test_a_folder_that_belongs_to_another_run(capsys, finished, flags, message):
+    before = made.snapshot(finished)
+    line = refused(["--resume", "--run-dir", str(finished), *flags.split()], capsys)
+    assert f"the run in {finished} {message}" in line
+    assert made.snapshot(finished) == before
+
+
+def test_a_folder_that_another_process_trains_into(capsys, made_dir, tmp_path):
+    with rundir.hold(tmp_path / "run"):
+        rundir.write_config(tmp_path / "run", made.make_config(made_dir / "data", tmp_path / "run"))
+        before = made.snapshot(tmp_path)
+        with made.compilations() as programs:
+            assert cli.main(["--run-dir", "run", "--resume"]) == 2
+        assert (made.snapshot(tmp_path), programs) == (before, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "train.py: run: another process is training into this folder; wait for it or stop it"
+
+
+def test_a_damaged_checkpoint(capsys, finished, tmp_path):
+    """Every file of the latest one empty: the line names it."""
+    latest = max((finished / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    copy = tmp_path / "run"
+    for name, content in made.snapshot(finished).items():
+        path = copy / Path(name).relative_to(finished)
+        if content is None:
+            path.mkdir(parents=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"" if latest / "meta" in Path(name).parents else content)
+    assert cli.main(["--resume", "--run-dir", str(copy), "--epochs", "3"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"train.py: {copy}/checkpoints/{latest.name}: the checkpoint is damaged")
+
+
+# --- the ways out
+
+
+def test_a_run_and_its_resumption(capsys, tmp_path):
+    """--run-dir and --epochs are all that a resumption has to say; the rest is the run's own."""
+    assert cli.main([*GOOD.split(), "--momentum", "0.9", "--schedule", "step", "--decay-epochs", "1"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    (run_dir,) = (tmp_path / "runs").iterdir()
+    assert out[-1].startswith("test accuracy 0.")
+    assert out[-1].endswith(f"; the run is in {run_dir.relative_to(tmp_path)}")
+    assert cli.main(["--arch", "tiny", "--dataset", "made", "--resume", "--epochs", "3"]) == 0
+    assert cli.main(["--resume", "--run-dir", str(run_dir), "--image-size", "0", "--decay-epochs", "1"]) == 0
+    assert [row["epoch"] for row in made.read_rows(run_dir)] == [1, 2, 3]
+    assert made.read_rows(run_dir)[-1]["learning_rate"] == pytest.approx(0.001)
+
+
+def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):
+    """Flags that only the run's own others make possible: small images, decay epochs."""
+    flags = [*GOOD.split(), "--image-size", "6", "--schedule", "step", "--decay-epochs", "1", "--run-dir", "run"]
+    assert cli.main(flags) == 0
+    for again in (["--image-size", "6"], ["--decay-epochs", "1"], flags):
+        assert cli.main(["--resume", "--run-dir", "run", *again]) == 0
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_the_exit_code_of_a_signal(capsys, monkeypatch):
+    def stop(config):
+        raise Stopped(signal.SIGTERM, Path("runs/x"), 7)
+
+    monkeypatch.setattr(cli, "fit", stop)
+    assert cli.main([]) == 143
+    assert capsys.readouterr().err == "stopped at step 7; go on with --resume --run-dir runs/x\n"
+
+
+def test_a_keyboard_interrupt(capsys, monkeypatch):
+    def interrupt(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "fit", interrupt)
+    assert cli.main([]) == 130
+    assert capsys.readouterr().err == "train.py: interrupted\n"
+
+
+def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch):
+    def fail(config):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "fit", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([])
+
+
+# --- as a process
+
+
+def test_the_process_on_the_made_data_set(tmp_path):
+    run = process(ROOT / "tests" / "training" / "run_made.py", "-1", *shlex.split(GOOD), "--run-dir", "run")
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    starts = ["made: 52 training and 37 test", "tiny on cpu: 2 x cpu", "epoch 1/2: ", "epoch 2/2: ", "test accuracy "]
+    shown = [line for line in lines if not line.startswith("first step")]
+    for line, start in zip(shown, starts, strict=True):
+        assert line.startswith(start)
+    assert "Traceback" not in run.stderr
+    rows = made.read_rows(tmp_path / "run")
+    assert lines[-1] == f"test accuracy {rows[-1]['test_accuracy']:.4f}; the run is in run"
+    probabilities = resnet_jax.load(tmp_path / "run")(made.make_splits().test.images)
+    accuracy = (probabilities.argmax(1) == made.make_splits().test.labels).mean()
+    assert accuracy == max(row["test_accuracy"] for row in rows)
+
+
+@pytest.mark.parametrize("command", [[ROOT / "train.py"], ["-m", "resnet_jax"]], ids=["train.py", "-m"])
+def test_the_process_says_no_in_one_line(command, tmp_path):
+    run = process(*command, "--arch", "resnet81")
+    name = "train.py" if len(command) == 1 else "python -m resnet_jax"
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.startswith(f"{name}: unknown architecture 'resnet81': did you mean resnet18?")
+    assert run.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_process_where_stdout_is_not_utf_8(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    run = process(ROOT / "train.py", "--epochs", "abc")
+    assert run.returncode == 2
+    assert run.stderr.startswith("train.py: Error parsing --epochs: invalid literal for int() with base 10: 'abc'")
+    assert run.stderr.count("\n") == 1
+
+
+def test_help(tmp_path):
+    run = process(ROOT / "train.py", "--help")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("usage: train.py")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.real_data
+def test_the_process_on_fashion_mnist(monkeypatch, tmp_path):
+    """A few steps of the quick recipe; the images that it is given are the real ones."""
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("XLA_FLAGS", "")
+    flags = "--config quick --train-images 256 --test-images 128 --epochs 2 --warmup-epochs 1 --run-dir run"
+    run = process(ROOT / "train.py", *flags.split())
+    assert run.returncode == 0, run.stderr
+    assert "fashion_mnist: 60000 training and 10000 test images" in run.stdout
+    assert [row["step"] for row in made.read_rows(tmp_path / "run")] == [2, 4]
+    predict = resnet_jax.load(tmp_path / "run")
+    assert predict.class_names[9] == "Ankle boot"
+    assert predict(np.zeros((3, 28, 28), np.uint8)).shape == (3, 10)
+    again = process(ROOT / "train.py", "--resume", "--run-dir", "run", "--epochs", "3")
+    assert again.returncode == 0, again.stderr
+    assert [row["step"] for row in made.read_rows(tmp_path / "run")] == [2, 4, 6]

@@ -1,0 +1,103 @@
+"""Imports point one way: the house of DESIGN.md, read from the source itself."""
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+import resnet_jax
+
+PACKAGE = Path(resnet_jax.__file__).parent
+
+# what each part of the house may know beside itself; a part that is not here is a mistake
+ALLOWED = {
+    "errors": set(),
+    "ops": {"errors"},
+    "data": {"errors"},
+    "models": {"ops", "errors"},
+    "interop": {"models", "ops", "errors"},
+    "training": {"interop", "models", "ops", "data", "errors"},  # interop: the weights that a run starts from
+    "reporting": {"training", "interop", "models", "ops", "data", "errors"},
+    "commands": {"reporting", "training", "interop", "models", "ops", "data", "errors"},
+    "cli": {"commands", "reporting", "training", "interop", "models", "ops", "data", "errors"},
+    "__init__": {"reporting", "training", "interop", "models", "ops", "data", "errors"},
+    "__main__": {"cli"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every name that a file imports, at its top or inside a function, as a.b.c."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports would hide from this test"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own_files(tree: ast.Module) -> set[str]:
+    """The files of this package that a file imports: a.b.c is the file a.b.c, or a name in the file a.b."""
+    names = {name for name in imported(tree) if name.split(".")[0] == "resnet_jax"}
+    return {name if name in FILES else name.rpartition(".")[0] for name in names}
+
+
+def part(module: str) -> str:
+    """The part of the house that a file belongs to."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def test_it_reads_the_whole_package():
+    assert {"resnet_jax", "resnet_jax.training.step", "resnet_jax.data.specs"} <= set(FILES)
+    assert own_files(TREES["resnet_jax.training.loop"]) >= {"resnet_jax.data", "resnet_jax.training.step"}
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_no_import_goes_back_up(module):
+    known = {part(name) for name in own_files(TREES[module])} - {part(module)}
+    assert known <= ALLOWED[part(module)]
+
+
+def test_no_two_files_import_each_other():
+    """Nor three in a ring: graphlib names those that do."""
+    order = graphlib.TopologicalSorter({name: own_files(tree) for name, tree in TREES.items()})
+    assert set(order.static_order()) == set(FILES)
+
+
+def names(tree: ast.Module) -> set[str]:
+    """Every variable and attribute that the code names; docstrings and comments do not count."""
+    return {
+        node.id if isinstance(node, ast.Name) else node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Name | ast.Attribute)
+    } | {name.rpartition(".")[2] for name in imported(tree)}
+
+
+def test_only_the_step_names_pmap():
+    assert {module for module, tree in TREES.items() if "pmap" in names(tree)} == {"resnet_jax.training.step"}
+
+
+def test_only_checkpoint_names_orbax():
+    users = {module for module, tree in TREES.items() if any(name.startswith("orbax") for name in imported(tree))}
+    assert users == {"resnet_jax.training.checkpoint"}
+
+
+def test_only_the_data_names_tensorflow_datasets():
+    users = {module for module, tree in TREES.items() if any("tensorflow" in name for name in imported(tree))}
+    assert {part(module) for module in users} == {"data"}
+
+
+def test_nothing_runs_what_a_user_wrote():
+    for module, tree in TREES.items():
+        assert not names(tree) & {"eval", "exec", "__import__", "import_module", "pickle"}, module

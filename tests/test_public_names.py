@@ -1,0 +1,72 @@
+"""The names that users import, as DESIGN.md promises them."""
+
+import importlib
+import inspect
+
+import jax
+import pytest
+from jax import numpy as jnp
+
+import resnet_jax
+
+PROMISED = [
+    "create_model",
+    "list_models",
+    "Residual",
+    "ResNeXtBlock",
+    "ResNet",
+    "ResNet18",
+    "layer_summary",
+    "fit",
+    "load",
+]
+
+
+def test_what_is_promised_is_there():
+    assert set(PROMISED) <= set(resnet_jax.__all__)
+
+
+@pytest.mark.parametrize("package", ["", ".models", ".ops", ".data", ".training"])
+def test_every_public_name_exists_once(package):
+    module = importlib.import_module("resnet_jax" + package)
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
+    classes = [name for name in module.__all__ if name[0].isupper()]
+    functions = [name for name in module.__all__ if name[0].islower()]
+    assert module.__all__ == classes + sorted(functions)  # how ruff orders classes, ruff checks
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("Residual", "num_channels, use_1x1conv=False, strides=1"),
+        ("ResNeXtBlock", "num_channels, groups, bot_mul, use_1x1conv=False, strides=1"),
+        ("ResNet", "arch=((2, 64), (2, 128), (2, 256), (2, 512)), num_classes=10"),
+        ("create_model", "name, num_classes=10"),
+        ("layer_summary", "model, input_shape"),
+        ("fit", "config"),
+        ("load", "run_dir"),
+    ],
+)
+def test_the_first_arguments(name, arguments):
+    """Without their types; what comes after them may grow."""
+    parameters = inspect.signature(getattr(resnet_jax, name)).parameters.values()
+    plain = [p.replace(annotation=p.empty) for p in parameters]
+    assert ", ".join(map(str, plain)).startswith(arguments)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnext18", "resnext34"])
+def test_the_table_holds_the_seeds(name):
+    assert name in resnet_jax.list_models()
+    model = resnet_jax.create_model(name, num_classes=7)
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((2, 32, 32, 1))))
+    assert set(variables) == {"params", "batch_stats"}
+    for train in (False, True):
+        call = {"train": train, "mutable": ["batch_stats"] if train else False}
+        out = jax.eval_shape(lambda v, call=call: model.apply(v, jnp.zeros((2, 32, 32, 1)), **call), variables)
+        assert (out[0] if train else out).shape == (2, 7)
+
+
+def test_resnet18_is_the_table_s():
+    assert resnet_jax.ResNet18(num_classes=10) == resnet_jax.create_model("resnet18", num_classes=10)
+    assert resnet_jax.list_models() == sorted(set(resnet_jax.list_models()))

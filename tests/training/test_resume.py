@@ -1,0 +1,159 @@
+"""A run that is stopped and goes on ends, bit for bit, as one that was never stopped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import made
+import pytest
+from made import STEPS, final, kept, make_config, read_rows, without_timings
+
+from resnet_jax import Config, fit
+from resnet_jax.errors import CheckpointError
+from resnet_jax.training import Stopped
+from resnet_jax.training.loop import Saver
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, cache_dir, tmp_path_factory) -> tuple:
+    """What a run of three epochs comes to that was never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
+        made.install(patch)
+        result = fit(make_config(data_dir, run_dir, epochs=EPOCHS))
+    assert [row["epoch"] for row in result.history] == [1, 2, 3]
+    assert without_timings(read_rows(run_dir)) == without_timings(result.history)
+    return final(run_dir)
+
+
+def fit_stopped_at(monkeypatch: pytest.MonkeyPatch, step: int, config: Config) -> int:
+    """fit, with a SIGTERM that comes while it makes that step; the step at which it stops."""
+    inside, end = Saver.inside_epoch, Saver.end_of_epoch
+
+    def signalled(method):
+        def call(self, state, progress):
+            if int(state.step) >= step:
+                os.kill(os.getpid(), signal.SIGTERM)  # the handler runs before the next line
+            method(self, state, progress)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Saver, "inside_epoch", signalled(inside))
+        patch.setattr(Saver, "end_of_epoch", signalled(end))
+        with pytest.raises(Stopped) as stopped:
+            fit(config)
+    assert stopped.value.signum == signal.SIGTERM
+    assert "--resume --run-dir" in str(stopped.value)
+    return final(Path(config.run.run_dir))[0]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 8])
+def test_stopped_by_a_signal(whole, data_dir, tmp_path, monkeypatch, step):
+    """Inside the first epoch, at its end, inside another; what the epoch had summed up goes on too."""
+    config = make_config(data_dir, tmp_path / "run", epochs=EPOCHS)
+    assert fit_stopped_at(monkeypatch, step, config) == step
+    assert len(read_rows(tmp_path / "run")) == step // STEPS
+    result = fit(made.change(config, resume=True))
+    assert final(tmp_path / "run") == whole
+    assert without_timings(read_rows(tmp_path / "run")) == without_timings(result.history) == whole[-1]
+
+
+def test_stopped_again_and_again(whole, data_dir, tmp_path, monkeypatch):
+    config = make_config(data_dir, tmp_path / "run", epochs=EPOCHS)
+    for step in range(1, EPOCHS * STEPS):
+        assert fit_stopped_at(monkeypatch, step, made.change(config, resume=step > 1)) == step
+    fit(made.change(config, resume=True))
+    assert final(tmp_path / "run") == whole
+
+
+def test_stopped_inside_an_epoch_of_scans(data_dir, tmp_path, monkeypatch):
+    """Two steps a call: a run stopped between calls goes on with the same calls."""
+    config = make_config(data_dir, tmp_path / "a", steps_per_dispatch=2)
+    fit(config)
+    other = make_config(data_dir, tmp_path / "b", steps_per_dispatch=2)
+    assert fit_stopped_at(monkeypatch, 2, other) == 2
+    fit(made.change(other, resume=True))
+    assert final(tmp_path / "b") == final(tmp_path / "a")
+
+
+def test_more_epochs_for_a_finished_run(whole, data_dir, tmp_path):
+    run_dir = tmp_path / "run"
+    for epochs in (1, 2, EPOCHS):
+        result = fit(make_config(data_dir, run_dir, epochs=epochs, resume=epochs > 1))
+        assert [row["epoch"] for row in result.history] == list(range(1, epochs + 1))
+    assert final(run_dir) == whole
+
+
+def test_a_finished_run_stays_as_it_is(data_dir, tmp_path, capsys):
+    first = fit(make_config(data_dir, tmp_path / "run"))
+    before, rows = final(tmp_path / "run"), read_rows(tmp_path / "run")
+    for _ in range(2):
+        again = fit(make_config(data_dir, tmp_path / "run", resume=True))
+        assert "nothing is left to do" in capsys.readouterr().out
+        assert again.history == first.history  # to the last digit of the times
+    assert (final(tmp_path / "run"), read_rows(tmp_path / "run")) == (before, rows)
+
+
+def test_another_number_of_devices_goes_on(whole, data_dir, tmp_path):
+    """Not bit for bit: sums are added in another order."""
+    run_dir = tmp_path / "run"
+    fit(make_config(data_dir, run_dir, epochs=1, devices=8))
+    result = fit(make_config(data_dir, run_dir, epochs=EPOCHS, devices=1, resume=True))
+    losses = [row["train_loss"] for row in result.history]
+    assert losses == pytest.approx([row["train_loss"] for row in whole[-1]], rel=1e-3)
+
+
+def start_process(step: int, argv: list[str], cache_dir: Path) -> subprocess.Popen:
+    """run_made.py, when it has come to that step."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, str(Path(__file__).with_name("run_made.py")), str(step), *argv]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line == "waiting\n":
+            return process
+    raise AssertionError(process.communicate())
+
+
+def flags(data_dir: Path, run_dir: Path) -> list[str]:
+    """What make_config has, as a user says it."""
+    line = f"--arch tiny --dataset made --epochs {EPOCHS} --batch-size 16 --devices 2 --data-dir {data_dir}"
+    line += f" --run-dir {run_dir} --normalize --flip --crop-padding 1 --learning-rate 0.05 --warmup-epochs 0.5"
+    return [*line.split(), *["--momentum", "0.9", "--nesterov", "--weight-decay", "1e-3"]]
+
+
+@pytest.mark.parametrize("written", [True, False], ids=["saved", "at once"])
+def test_a_killed_process(whole, data_dir, cache_dir, tmp_path, written):
+    """SIGKILL inside the second epoch, when the first one's checkpoint is written, or while it may be half written."""
+    run_dir = tmp_path / "run"
+    with start_process(STEPS + 1, flags(data_dir, run_dir), cache_dir) as process:
+        while written and not (run_dir / "checkpoints" / str(STEPS)).is_dir():
+            time.sleep(0.01)
+        if written:
+            with pytest.raises(CheckpointError, match="another process is training into this folder"):
+                fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
+    assert final(run_dir) == whole
+    assert without_timings(read_rows(run_dir)) == whole[-1]
+    assert whole[0] in kept(run_dir)  # and nothing in the folder that is no checkpoint
+
+
+def test_a_process_that_is_asked_to_stop(whole, data_dir, cache_dir, tmp_path):
+    """SIGTERM inside the second epoch: the checkpoint is of that step, and the command says how to go on."""
+    with start_process(5, flags(data_dir, tmp_path / "run"), cache_dir) as process:
+        process.terminate()
+        _, stderr = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert stderr.splitlines()[-1] == f"stopped at step 5; go on with --resume --run-dir {tmp_path / 'run'}"
+    assert final(tmp_path / "run")[0] == 5
+    fit(make_config(data_dir, tmp_path / "run", epochs=EPOCHS, resume=True))
+    assert final(tmp_path / "run") == whole
