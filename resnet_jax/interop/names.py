@@ -67,5 +67,5 @@ def variable_shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
 
 def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
     """The keys of a network's state dict, num_batches_tracked not among them, and what each stands for."""
-    flat = traverse_util.flatten_dict(variable_shapes(model, in_channels))
+    flat: dict[Path, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
     return {torch_key(arch, path): Leaf(path, leaf.shape) for path, leaf in flat.items()}

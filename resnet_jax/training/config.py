@@ -244,10 +244,11 @@ def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Con
 def parse_as(kind: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
     """A dataclass from flags by tyro, its box of an error made one line."""
     stderr = io.StringIO()
-    given = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(kind, prog=prog, args=list(argv), **given)
+            if default is None:
+                return tyro.cli(kind, prog=prog, args=list(argv))
+            return tyro.cli(kind, prog=prog, args=list(argv), default=default)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

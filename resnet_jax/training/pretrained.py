@@ -33,9 +33,8 @@ def read_pretrained(config: Config, model: ResNet, channels: int) -> PyTree | No
             f"--pretrained {config.model.pretrained} holds {weights.arch}: give --arch {weights.arch}, "
             f"or weights of {config.arch}"
         )
-    held, wanted = traverse_util.flatten_dict(weights.variables), traverse_util.flatten_dict(like)
-    held = fitted(held, channels, model.num_classes)
-    check_fit(config.model.pretrained, held, {path: leaf.shape for path, leaf in wanted.items()})
+    held = fitted(traverse_util.flatten_dict(weights.variables), channels, model.num_classes)
+    check_fit(config.model.pretrained, held, traverse_util.flatten_dict(jax.tree.map(jnp.shape, like)))
     return traverse_util.unflatten_dict(held)
 
 
@@ -50,8 +49,8 @@ def fitted(held: Flat, channels: int, num_classes: int) -> Flat:
     return held
 
 
-def check_fit(folder: str, held: Flat, wanted: dict[tuple[str, ...], tuple[int, ...]]) -> None:
-    """Raise ConfigError where variables are not the network's, a missing head aside."""
+def check_fit(folder: str, held: Flat, wanted: Flat) -> None:
+    """Raise ConfigError where variables have not the shapes of the network's, a missing head aside."""
     missing = {path for path in wanted.keys() - held.keys() if path[:2] != HEAD}
     shapes = {path for path in held.keys() & wanted.keys() if np.shape(held[path]) != wanted[path]}
     if wrong := missing | (held.keys() - wanted.keys()) | shapes:
