@@ -100,8 +100,8 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
     try:
         save(dict(state_dict), part)
         os.replace(part, path)
-    except OSError as error:
-        raise InteropError(f"{path} cannot be written: {error.strerror or error}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InteropError(f"{path} cannot be written: {one_line(error)}") from None
 
 
 def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
@@ -126,8 +126,8 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
         safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, folder / VARIABLES_FILE)
         about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
         (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InteropError(f"{folder} cannot be written: {error.strerror or error}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InteropError(f"{folder} cannot be written: {one_line(error)}") from None
 
 
 def load_weights(folder: str | Path) -> Weights:
