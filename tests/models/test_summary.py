@@ -61,4 +61,4 @@ def test_multiply_adds_are_those_of_every_convolution():
 def test_multiply_adds_are_the_papers_but_for_padding():
     """torchvision's documentation tells 4.09, 4.23 and 1.81 thousand million, padding counted."""
     for name, told in {"resnet50": 4.089e9, "resnext50_32x4d": 4.23e9, "tv_resnet18": 1.814e9}.items():
-        assert 0.95 * told < multiply_adds(create_model(name, 1000), (1, 224, 224, 3)) < told
+        assert 0.92 * told < multiply_adds(create_model(name, 1000), (1, 224, 224, 3)) < told
