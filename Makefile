@@ -12,7 +12,7 @@ export TFDS_DATA_DIR := $(DATA_DIR)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train data test test-real test-long check format accelerators clean venv venv-test venv-dev
+.PHONY: help train data test test-real test-long check format accelerators clean native venv venv-test venv-dev
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
@@ -68,6 +68,9 @@ venv-test:
 	@sh scripts/venv.sh .venv here test && sh scripts/native.sh .venv
 venv-dev:
 	@sh scripts/venv.sh .venv here test dev && sh scripts/native.sh .venv
+
+native: venv  ## build the oneDNN kernels anew
+	@rm -f .venv/.native && sh scripts/native.sh .venv
 
 clean:  ## remove the environments and caches; runs/ and the data stay
 	rm -rf .venv .venv-accelerators .pytest_cache .ruff_cache .hypothesis build dist

@@ -89,8 +89,8 @@ def chips(platform: str) -> list[Device]:
     return list(topologies.get_topology_desc("h100", "cuda", **one_host).devices)
 
 
-def lower(program: Program, devices: Sequence[Device]) -> tuple[jax.stages.Lowered, int]:
-    """The step that `fit` would make on these devices, not yet compiled, and the bytes of its state."""
+def step_of(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
+    """The step that `fit` would make on these devices, and the shapes of its arguments; the first is the state."""
     config = OptimConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10, STEPS_AN_EPOCH))
     model = create_model(program.arch, dtype=jnp.dtype(program.dtype), axis_name=AXIS if program.sync else None)
@@ -98,15 +98,14 @@ def lower(program: Program, devices: Sequence[Device]) -> tuple[jax.stages.Lower
     shape = jax.ShapeDtypeStruct
     data = Dataset(shape((NUM_IMAGES, 28, 28, 1), np.uint8), shape((NUM_IMAGES,), np.int32))
     rows = shape((len(devices), STEPS_AN_EPOCH, IMAGES_A_CHIP), np.int32)
-    step: Any = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)(program.steps)
-    state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return step.lower(state, data, rows, shape((), np.int32)), state_bytes
+    step = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)(program.steps)
+    return step, (state, data, rows, shape((), np.int32))
 
 
 def flop_as_written(program: Program) -> float:
-    """FLOP of a step and chip before optimisation; one CPU device's share is what one chip's is."""
-    lowered, _ = lower(program._replace(steps=1), jax.devices("cpu")[:1])
-    cost = lowered.cost_analysis()
+    """FLOP of a step and chip before optimisation: one device's share, in the form that accelerators get."""
+    step, arguments = step_of(program._replace(steps=1), jax.devices("cpu")[:1])
+    cost = jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",)).cost_analysis()
     assert isinstance(cost, dict)
     return cost["flops"]
 
@@ -117,7 +116,8 @@ def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Fact
     all_reduces: of each, whether it stands in the scan's loop and its elements by type. convolutions: how many there
     are of each "type of x, type of kernel". to_host: what moves data to the host.
     """
-    lowered, state_bytes = lower(program, devices)
+    step, arguments = step_of(program, devices)
+    lowered = step.lower(*arguments)
     began = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - began
@@ -137,7 +137,7 @@ def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Fact
         "bytes_moved": cost.get("bytes accessed") or bytes_moved(module, program.steps),
         "counted_by": "compiler" if cost else "us",
         "temporary_bytes": memory.temp_size_in_bytes,
-        "state_bytes": state_bytes,
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(arguments[0])),
         "alias_bytes": memory.alias_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes,
         "all_reduces": all_reduces(module),

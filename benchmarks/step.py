@@ -2,17 +2,19 @@
 
 python benchmarks/step.py --arch resnet18 --image-size 96 --batch-size 128
 
-Prints, and with --json FILE writes: the median time of a step of each side over alternating rounds, their ratio
-(above 1: resnet_jax is faster), what an epoch takes outside its steps, the time to the first step of
+Prints, and with --json FILE writes: the median time of a step of each side over alternating rounds, the ratios
+(above 1: resnet_jax is faster), and with --run what an epoch takes outside its steps, the time to the first step of
 `python train.py` with a cold and a warm compile cache, and its peak memory. Run nothing else beside it.
+
+PyTorch joins in from an environment that has it: --torch-python PATH/bin/python
 """
 
 import argparse
-import dataclasses
+import contextlib
+import functools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -25,26 +27,31 @@ from unittest import mock
 import jax
 import numpy as np
 import plain_flax
-from jax import numpy as jnp
 
+from resnet_jax import ops
 from resnet_jax.data import load
+from resnet_jax.ops.select import CHOICES
 from resnet_jax.training import loop
-from resnet_jax.training.config import Config, DataConfig, RunConfig
+from resnet_jax.training.config import Config, DataConfig, Precision, RunConfig
 from resnet_jax.training.state import create_state
 from resnet_jax.training.step import epoch_rows, replicate, shard
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+PEER = Path(__file__).resolve().parent / "torch_peer.py"
 EPOCH_STEPS = 24  # of the short epochs that are timed whole
+PRECISIONS = ("float32", "bfloat16")
+FLAX = ("float32",)  # plain Flax in bfloat16 is slower still on a CPU
+TORCH_MODES = ("float32", "float32 channels_last", "bfloat16 channels_last", "bfloat16 channels_last compiled")
 
 
 def main() -> None:
     args = read_flags()
     results = {"machine": machine(), "arch": args.arch, "image_size": args.image_size, "batch_size": args.batch_size}
     print(results["machine"])
-    if args.arch == "resnet18":
-        results |= side_by_side(args)
-    results |= outside_the_steps(args)
-    results |= command(args)
+    results |= side_by_side(args)
+    if args.run:
+        results |= outside_the_steps(args)
+        results |= command(args)
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
@@ -54,9 +61,12 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--rounds", type=int, default=7, help="alternating rounds (default: 7)")
-    parser.add_argument("--steps", type=int, default=3, help="steps a round (default: 3)")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--cpu-kernels", choices=CHOICES, default="auto")
+    parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: 9)")
+    parser.add_argument("--torch-python", help="a Python with torch, to measure against")
+    parser.add_argument("--torch-modes", nargs="+", default=TORCH_MODES, help="of torch_peer.py")
+    parser.add_argument("--run", action="store_true", help="measure the command too")
     parser.add_argument("--json", help="write the figures to this file too")
     return parser.parse_args()
 
@@ -75,20 +85,21 @@ def cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def config_of(args: argparse.Namespace, **run: object) -> Config:
+def config_of(args: argparse.Namespace, precision: Precision = "auto", run_dir: str = "") -> Config:
     data = DataConfig(image_size=args.image_size, train_images=EPOCH_STEPS * args.batch_size, test_images=1000)
     return Config(
         arch=args.arch,
         epochs=3,
         batch_size=args.batch_size,
         data=data,
-        run=dataclasses.replace(RunConfig(precision=args.precision), **run),
+        run=RunConfig(precision=precision, run_dir=run_dir, cpu_kernels=args.cpu_kernels),
     )
 
 
-def make_step(args: argparse.Namespace) -> Callable[[], object]:
+def make_step(args: argparse.Namespace, precision: Precision) -> Callable[[], object]:
     """Our own step, data work and all, as a call that makes one update and waits for it."""
-    config = config_of(args)
+    config = config_of(args, precision)
+    ops.use_cpu_kernels(args.cpu_kernels)
     devices = jax.local_devices()
     trainer = loop.make_trainer(config, devices, load("fashion_mnist", log=lambda _: None))
     size = config.image_size
@@ -104,29 +115,69 @@ def make_step(args: argparse.Namespace) -> Callable[[], object]:
 
 
 def side_by_side(args: argparse.Namespace) -> dict[str, object]:
-    """Alternating rounds of our step and plain Flax's; medians of a step in milliseconds."""
-    sides = {
-        "resnet_jax": make_step(args),
-        "plain_flax": plain_flax.make_step(args.image_size, args.batch_size, jnp.dtype(args.precision)),
-    }
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for run in sides.values():
-        run()  # compiles
-    for _ in range(args.rounds):
-        for name, run in sides.items():
-            began = time.perf_counter()
-            for _ in range(args.steps):
+    """Alternating rounds of every side, one step at a time; the seconds of each step and the ratios of medians."""
+    with contextlib.ExitStack() as stack:
+        sides = {f"resnet_jax {p}": make_step(args, p) for p in args.precision}
+        if args.arch == "resnet18":
+            sides |= {f"plain Flax {p}": plain_flax.make_step(args.image_size, args.batch_size, p) for p in FLAX}
+        if args.torch_python:
+            sides |= torch_sides(args, stack)
+        times: dict[str, list[float]] = {name: [] for name in sides}
+        for run in sides.values():  # compile, and touch all memory once
+            run()
+            run()
+        for _ in range(args.rounds):
+            for name, run in sides.items():
+                began = time.perf_counter()
                 run()
-            times[name].append((time.perf_counter() - began) / args.steps * 1e3)
+                times[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    size = args.image_size
+    print(f"{args.arch}, {size}x{size}, batch {args.batch_size}, n = {args.rounds} steps of each side")
+    print("| side | ms a step: median | least | most | images/s |\n| --- | --- | --- | --- | --- |")
     for name, values in times.items():
-        rate = args.batch_size / statistics.median(values) * 1e3
-        print(
-            f"{name}: {statistics.median(values):.0f} ms a step ({min(values):.0f} to {max(values):.0f}), "
-            f"{rate:.0f} images/s, n = {args.rounds} rounds of {args.steps}, {args.precision}"
-        )
-    ratio = statistics.median(p / o for o, p in zip(times["resnet_jax"], times["plain_flax"], strict=True))
-    print(f"speed against plain Flax: {ratio:.3f}x (median of the rounds' ratios)")
-    return {"step_ms": times, "ratio": ratio}
+        cells = [f"{value * 1e3:.0f}" for value in (median[name], min(values), max(values))]
+        print(f"| {name} | {' | '.join(cells)} | {args.batch_size / median[name]:.0f} |")
+    return {"seconds": times, "ratios": ratios(median)}
+
+
+def ratios(median: dict[str, float]) -> dict[str, float]:
+    """Our speed against the best of each peer in the same precision, and against plain Flax in float32."""
+    found = {}
+    for ours in (name for name in median if name.startswith("resnet_jax")):
+        precision = ours.split()[1]
+        for peer in ("plain Flax", "torch"):
+            rivals = [t for name, t in median.items() if name.startswith(f"{peer} {precision}")]
+            if rivals:
+                found[f"{ours} against {peer}'s best {precision}"] = min(rivals) / median[ours]
+        if "plain Flax float32" in median:
+            found[f"{ours} against plain Flax float32"] = median["plain Flax float32"] / median[ours]
+        if "torch float32" in median:
+            found[f"{ours} against torch's eager float32"] = median["torch float32"] / median[ours]
+    for what, ratio in found.items():
+        print(f"{what}: {ratio:.2f}x")
+    return found
+
+
+def torch_sides(args: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
+    """PyTorch's steps, made by a process of another environment."""
+    argv = [args.torch_python, str(PEER), args.arch, str(args.image_size), str(args.batch_size)]
+    process = stack.enter_context(
+        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    )
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    stack.callback(stdin.close)
+    print(f"peer: {stdout.readline().strip()}")
+
+    def ask(mode: str) -> None:
+        stdin.write(f"{mode}\n")
+        stdin.flush()
+        if not stdout.readline():
+            raise SystemExit(f"the PyTorch process ended in mode {mode}; run {' '.join(argv)} to see why")
+
+    return {f"torch {mode}": functools.partial(ask, mode) for mode in args.torch_modes}
 
 
 def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
@@ -169,30 +220,29 @@ def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
     return {"outside_seconds": outside, "outside_share": share}
 
 
-def command(args: argparse.Namespace) -> dict[str, object]:
+def command(args: argparse.Namespace) -> dict[str, float]:
     """`python train.py` in a process of its own, twice: seconds to the first step, and peak memory in GB."""
-    results: dict[str, object] = {}
+    results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("cold", "warm"):
             argv = [sys.executable, str(TRAIN), "--arch", args.arch, "--image-size", str(args.image_size)]
-            argv += ["--batch-size", str(args.batch_size), "--precision", args.precision, "--epochs", "1"]
+            argv += ["--batch-size", str(args.batch_size), "--cpu-kernels", args.cpu_kernels, "--epochs", "1"]
             argv += ["--train-images", str(4 * args.batch_size), "--test-images", str(args.batch_size)]
             argv += ["--run-dir", f"{folder}/{cache}"]
             began = time.perf_counter()
-            with subprocess.Popen(
-                argv,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                text=True,
-                env=os.environ | {"XDG_CACHE_HOME": folder},
-            ) as process:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    if line.startswith("first step"):
-                        results[f"first_step_{cache}_seconds"] = time.perf_counter() - began
+            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("first step"):
+                    results[f"first_step_{cache}_seconds"] = time.perf_counter() - began
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise SystemExit(f"{' '.join(argv)} failed with exit code {process.returncode}")
+            results["peak_gb"] = max(results.get("peak_gb", 0), usage.ru_maxrss / 1e6)
             seconds = results[f"first_step_{cache}_seconds"]
             print(f"from the command to the end of the first step, {cache} cache: {seconds:.1f} s")
-    results["peak_gb"] = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
     print(f"peak memory of the command: {results['peak_gb']:.2f} GB")
     return results
 

@@ -5,4 +5,4 @@ import sys
 from resnet_jax.cli import command
 
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(command(prog="python -m resnet_jax"))

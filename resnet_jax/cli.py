@@ -1,5 +1,6 @@
 """The command."""
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     return guarded(train, sys.argv[1:] if argv is None else argv, prog)
 
 
-def command(argv: Sequence[str] | None = None, prog: str = "python -m resnet_jax") -> int:
+def command(argv: Sequence[str] | None = None, prog: str = "resnet-jax") -> int:
     """What the first word of COMMANDS says, or train where flags alone are given; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0].startswith("-"):
@@ -35,6 +36,8 @@ def run_command(words: Sequence[str], prog: str) -> None:
 
 def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
     """Run; the exit code. 2: the flags, a file or a folder cannot be, in one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
     try:
         run(argv, prog)
     except UserError as error:

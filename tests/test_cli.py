@@ -17,7 +17,7 @@ from resnet_jax.data import builders
 from resnet_jax.training import Stopped, rundir
 
 ROOT = Path(__file__).parents[1]
-GOOD = "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2"
+GOOD = "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2 --precision float32"
 
 
 @pytest.fixture(scope="session")

@@ -82,6 +82,4 @@ def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, *ar
     Lowering for one platform keeps that platform's branch alone: nothing is decided at run time.
     """
     on_cpu = native if native is not None and native_chosen() else xla_cpu
-    if on_cpu is plain:
-        return plain(*args)
     return jax.lax.platform_dependent(*args, cpu=on_cpu, default=plain)

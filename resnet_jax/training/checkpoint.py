@@ -6,6 +6,7 @@ every leaf, and what is restored is checked against it.
 """
 
 import contextlib
+import errno
 import hashlib
 import logging
 from collections.abc import Iterator
@@ -24,8 +25,8 @@ from resnet_jax.training.state import PyTree, TrainState
 
 METRIC = "test_accuracy"
 
-# it warns of every checkpoint inside an epoch that it has no metrics; what goes wrong is raised
-logging.getLogger("absl").setLevel(logging.CRITICAL)
+# of every checkpoint inside an epoch, which has none
+logging.getLogger("absl").addFilter(lambda record: "did not provide metrics" not in record.getMessage())
 
 
 def digests(tree: PyTree) -> dict[str, str]:
@@ -99,7 +100,7 @@ class Checkpoints:
         return self._restore_items(step, like)
 
     def _restore_items(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
-        expected = self.restore_meta(step)["digests"]
+        meta = self.restore_meta(step)
         templates = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
         args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
         with damage(self.folder / str(step)):
@@ -107,7 +108,7 @@ class Checkpoints:
             items = {name: restored[name] for name in like}
             for name, tree in items.items():
                 jax.tree.map_with_path(partial(_check_form, name), templates[name], tree)
-                wrong = sorted(set(digests(tree).items()) ^ set(expected[name].items()))
+                wrong = sorted(set(digests(tree).items()) ^ set(meta["digests"][name].items()))
                 if wrong:
                     raise ValueError(f"{name}{wrong[0][0]} is not what was saved")
         return items
@@ -118,7 +119,11 @@ def damage(path: Path) -> Iterator[None]:
     """Whatever Orbax, TensorStore or json raise of a damaged checkpoint, as one line."""
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}; it may well be whole") from error
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path}: the checkpoint is damaged or of another network ({reason}); "

@@ -107,7 +107,7 @@ class RunConfig:
     """How many devices to split each batch over. 0: all."""
     precision: Precision = "auto"
     """Of activations. auto: bfloat16 where device and kernels compute in it (TPUs, GPUs since A100, CPUs with AMX or
-    AVX512-BF16 and oneDNN), float32 elsewhere."""
+    AVX512-BF16 and oneDNN), float32 elsewhere. Of float32, TPUs and GPUs multiply fewer bits by JAX's default."""
     cpu_kernels: Literal["auto", "xla", "onednn"] = "auto"
     """Convolution and batch norm on a CPU. auto: oneDNN's where they are installed, XLA's elsewhere."""
     sync_batch_norm: bool = True

@@ -32,7 +32,8 @@ def pick_dtype(precision: str, device: Device) -> Dtype:
         return jnp.dtype(precision)
     if device.platform == "cpu":  # XLA's own kernels there are slower in bfloat16
         return jnp.dtype(jnp.bfloat16 if ops.native_chosen() and cpu_flags() & BFLOAT16_FLAGS else jnp.float32)
-    ampere = device.platform == "gpu" and float(device.compute_capability) >= 8.0  # A100 and later
+    capability = str(device.compute_capability) if device.platform == "gpu" else ""  # of AMD's a name, not a number
+    ampere = capability.replace(".", "").isdigit() and float(capability) >= 8.0
     return jnp.dtype(jnp.bfloat16 if device.platform == "tpu" or ampere else jnp.float32)
 
 
@@ -54,12 +55,15 @@ def describe(devices: list[Device], dtype: Dtype) -> str:
     where = f"{device.platform}: {len(devices)} x {device.device_kind}, {jnp.dtype(dtype).name}"
     if device.platform != "cpu":
         return where
-    cores, kernels = len(os.sched_getaffinity(0)), "oneDNN" if ops.native_chosen() else "XLA"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux has it
+    kernels = "oneDNN" if ops.native_chosen() else "XLA"
     return f"{where}, {cores} cores, {kernels} kernels"
 
 
 def use_compile_cache() -> None:
-    """Keep every compiled program on disk, where the next run finds it."""
+    """Keep every compiled program on disk, where the next run finds it, unless the user has named a place."""
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(home / "resnet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

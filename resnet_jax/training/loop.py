@@ -3,24 +3,29 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import jax
 import numpy as np
 import optax
+from jax import numpy as jnp
 from tqdm import tqdm
 
 from resnet_jax import data, ops
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.models.layers import Dtype
 from resnet_jax.training import hardware, rundir
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.checkpoint import Checkpoints, damage
 from resnet_jax.training.config import Config, check
 from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
 from resnet_jax.training.optim import make_optimizer, make_schedule
@@ -94,12 +99,15 @@ def fit(config: Config) -> Result:
     Prints a line an epoch, and keeps config.json, metrics.jsonl and checkpoints/ in the run's folder. Raises a
     UserError, before anything is compiled or written, where the config cannot be; Stopped after SIGINT or SIGTERM.
     """
-    check(config)
-    ops.use_cpu_kernels(config.run.cpu_kernels)
+    with ops.cpu_kernels(check(config).run.cpu_kernels):
+        return _fit(config)
+
+
+def _fit(config: Config) -> Result:
     devices = hardware.pick_devices(config.run.devices)
     check_batch(config, len(devices))
-    spec = data.DATASETS[config.data.dataset]
-    pretrained = read_pretrained(config, make_model(config, get_arch(config.arch), devices[0]), spec.image_shape[-1])
+    model = make_model(config, get_arch(config.arch), hardware.pick_dtype(config.run.precision, devices[0]))
+    pretrained = read_pretrained(config, model, data.DATASETS[config.data.dataset].image_shape[-1])
     run_dir = rundir.choose(config)
     splits = data.load(
         config.data.dataset, config.data.data_dir or None, config.data.source_dir or None, log=tqdm.write
@@ -107,9 +115,11 @@ def fit(config: Config) -> Result:
     if config.run.compile_cache:
         hardware.use_compile_cache()
     with rundir.hold(run_dir), Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
-        rundir.write_config(run_dir, config)
+        if not config.run.resume:
+            rundir.write_config(run_dir, config)
         trainer = make_trainer(config, devices, splits)
         state, progress = start(trainer, checkpoints, pretrained)
+        rundir.write_config(run_dir, config)  # on resuming not before: a damaged checkpoint leaves the folder as it was
         saver = Saver(trainer, checkpoints, run_dir, signals)
         saver.write_history(progress)
         forecast = Forecast(trainer)
@@ -139,7 +149,7 @@ def num_train(config: Config) -> int:
     return config.data.train_images or data.DATASETS[config.data.dataset].num_train
 
 
-def make_model(config: Config, arch: Arch, device: Device) -> ResNet:
+def make_model(config: Config, arch: Arch, dtype: Dtype) -> ResNet:
     """The network of a run, for the step if an axis is named in the config, and for inference all the same."""
     return create_model(
         arch,
@@ -150,7 +160,7 @@ def make_model(config: Config, arch: Arch, device: Device) -> ResNet:
         squeeze_excitation=config.model.squeeze_excitation,
         stochastic_depth=config.model.stochastic_depth,
         remat=config.model.remat,
-        dtype=hardware.pick_dtype(config.run.precision, device),
+        dtype=dtype,
         axis_name=AXIS if config.run.sync_batch_norm else None,
     )
 
@@ -165,7 +175,7 @@ def make_preprocess(config: Config) -> Preprocess:
 def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> Trainer:
     """The model, the optimizer and the steps of a run, and its data on the devices."""
     arch = get_arch(config.arch)
-    model = make_model(config, arch, devices[0])
+    model = make_model(config, arch, hardware.pick_dtype(config.run.precision, devices[0]))
     tqdm.write(f"{config.arch} on {hardware.describe(devices, model.dtype)}")
     preprocess = make_preprocess(config)
     steps = num_train(config) // config.batch_size
@@ -191,21 +201,29 @@ def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> 
 def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None) -> tuple[TrainState, Progress]:
     """The state, on the devices, and the progress of the latest checkpoint; those of step 0 if there is none."""
     config, size = trainer.config, trainer.config.image_size
-    shape = (size, size, trainer.train.images.shape[-1])
-    state = create_state(trainer.model, trainer.optimizer, config.seed, shape, config.model.freeze)
-    if pretrained is not None:
-        state = start_from(state, pretrained)
-        head = "" if "head" in pretrained["params"] else ", with a new head"
-        tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")
-    progress = Progress([], Sums(), 0.0)
+    image_shape = (size, size, trainer.train.images.shape[-1])
+    freeze = config.model.freeze
+    init = partial(create_state, trainer.model, trainer.optimizer, config.seed, image_shape, freeze)
     latest = checkpoints.latest()
-    if latest is not None:
+    if latest is None:
+        if config.run.resume:
+            tqdm.write("the run has no checkpoint yet: it starts at step 0")
+        state = init()
+        if pretrained is not None:
+            state = start_from(state, pretrained)
+            head = "" if "head" in pretrained["params"] else ", with a new head"
+            tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")
+        return replicate(state, trainer.devices), Progress([], Sums(), 0.0)
+    state = checkpoints.restore(latest, jax.eval_shape(init))  # shapes are enough: nothing is compiled
+    with damage(checkpoints.folder / str(latest)):
         meta = checkpoints.restore_meta(latest)
-        state = checkpoints.restore(latest, state)
         progress = Progress(meta["history"], Sums(**meta["sums"]), meta["seconds"])
         done = len(progress.history)
-        rest = "; nothing is left to do, a higher --epochs would go on" if done >= config.epochs else ""
+        rest = "; nothing is left to do" if done >= config.epochs else ""
         tqdm.write(f"resumed from step {latest}, after {done} of {config.epochs} epochs{rest}")
+        dtype = jnp.dtype(trainer.model.dtype).name
+        if meta["dtype"] != dtype:
+            tqdm.write(f"computing in {dtype}; until step {latest} the run computed in {meta['dtype']}")
     return replicate(state, trainer.devices), progress
 
 
@@ -223,6 +241,7 @@ def train_epoch(
             num_steps = min(trainer.per_call, trainer.steps - position)
             state, metrics = trainer.train_steps(num_steps)(state, trainer.train, rows, np.int32(position))
             progress.sums.push(metrics)
+            check_finite(progress.sums, epoch * trainer.steps + position)  # of the calls before this one
             progress.seconds = time.monotonic() - began
             show(bar, num_steps * config.batch_size, progress.sums)
             forecast.after_call(steps_left=config.epochs * trainer.steps - epoch * trainer.steps - position)
@@ -302,6 +321,7 @@ class Saver:
             "seed": config.seed,
             "arch": dataclasses.asdict(self.trainer.arch),
             "config": dataclasses.asdict(config),
+            "dtype": jnp.dtype(self.trainer.model.dtype).name,  # what --precision auto became
             "versions": {name: version(name) for name in PACKAGES},
             "history": progress.history,
             "sums": progress.sums.values(),
@@ -394,11 +414,12 @@ def stop_signals() -> Iterator[Signals]:
     def receive(signum: int, frame: FrameType | None) -> None:
         signals.received = signum
         signal.signal(signum, before[signum])
-        tqdm.write("stopping after this step; once more stops at once")
+        os.write(2, b"stopping after this step; once more stops at once\n")  # a print may be what was interrupted
 
     if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
         for signum in (signal.SIGINT, signal.SIGTERM):
-            before[signum] = signal.signal(signum, receive)
+            if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # nohup ignores, and C code has its own
+                before[signum] = signal.signal(signum, receive)
     try:
         yield signals
     finally:

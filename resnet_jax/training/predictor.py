@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import ResNet, arch_from_dict
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.checkpoint import Checkpoints, damage
 from resnet_jax.training.config import Config, from_dict
 from resnet_jax.training.loop import make_model, make_preprocess
 from resnet_jax.training.state import PyTree
@@ -59,7 +59,7 @@ class Predictor:
 def as_images(images: np.ndarray | jax.Array, channels: int) -> np.ndarray:
     """Images as (N, H, W, C), in 0 to 255."""
     images = np.asarray(images)
-    if images.ndim == 3 and channels == 1:
+    if images.ndim == 3 and channels == 1 and images.shape[-1] != 1:  # (H, W, 1) is one image, not N of them
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] != channels:
         raise ConfigError(f"images of shape {images.shape}: this network takes (N, H, W, {channels})")
@@ -79,9 +79,10 @@ def load(run_dir: str | Path) -> Predictor:
         if step is None:
             raise CheckpointError(f"{run_dir}: the run has no checkpoint yet")
         meta = checkpoints.restore_meta(step)
-        config = from_dict(meta["config"])
-        model = make_model(config, arch_from_dict(meta["arch"]), jax.local_devices()[0])
-        size, channels = config.image_size, DATASETS[config.data.dataset].image_shape[-1]
+        with damage(checkpoints.folder / str(step)):
+            config = from_dict(meta["config"])
+            model = make_model(config, arch_from_dict(meta["arch"]), meta["dtype"])
+            size, channels = config.image_size, DATASETS[config.data.dataset].image_shape[-1]
         image = jnp.zeros((1, size, size, channels))
         like = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
         variables = jax.device_put(checkpoints.restore_variables(step, like))

@@ -92,6 +92,11 @@ def write_config(run_dir: Path, config: Config) -> None:
 def check_same_run(run_dir: Path, config: Config) -> None:
     """Raise ConfigError where config would not go on with the run of that folder."""
     old, new = (_flat(c) for c in (read_config(run_dir), config))
+    if config.optim.schedule == "cosine" and old["epochs"] != new["epochs"]:
+        raise ConfigError(
+            f"--resume: the cosine schedule of the run in {run_dir} was laid out for --epochs {old['epochs']}, "
+            f"not {new['epochs']}; leave --epochs out, or start another run without --resume"
+        )
     for key in old:
         if key not in FREE and old[key] != new[key]:
             flag = "--" + key.replace("_", "-")

@@ -73,7 +73,7 @@ def make_config(data_dir: Path, run_dir: Path, **changes: Any) -> Config:
     data = DataConfig("made", str(data_dir), normalize=True, flip=True, crop_padding=1)
     optim = OptimConfig(0.05, "constant", warmup_epochs=0.5, momentum=0.9, nesterov=True, weight_decay=1e-3)
     config = Config("tiny", epochs=2, batch_size=BATCH, data=data, optim=optim)
-    run = RunConfig(str(run_dir), devices=2)
+    run = RunConfig(str(run_dir), devices=2, precision="float32")  # auto would round where the CPU has bfloat16
     return change(dataclasses.replace(config, run=run), **changes)
 
 
