@@ -19,7 +19,7 @@ def export_program(
 ) -> int:
     """Write predict, of uint8 images (N, H, W, C) for any N, for cpu, cuda and tpu; the file's bytes.
 
-    What predict closes over, such as weights, is in the file. To run it:
+    What predict closes over, such as weights, is in the file. To run it, with jax and flatbuffers alone:
 
         exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         probabilities = exported.call(images)
