@@ -1,6 +1,10 @@
 """ResNets and ResNeXts in JAX and Flax: train, study and reuse them on CPU, GPU and TPU."""
 
+from resnet_jax.interop import from_torch, to_torch
 from resnet_jax.models import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActBlock,
     Residual,
     ResNet,
     ResNet18,
@@ -8,19 +12,26 @@ from resnet_jax.models import (
     create_model,
     layer_summary,
     list_models,
+    multiply_adds,
 )
 from resnet_jax.training import Config, fit, load, load_recipe
 
 __all__ = [
+    "BasicBlock",
+    "BottleneckBlock",
     "Config",
+    "PreActBlock",
     "ResNeXtBlock",
     "ResNet",
     "ResNet18",
     "Residual",
     "create_model",
     "fit",
+    "from_torch",
     "layer_summary",
     "list_models",
     "load",
     "load_recipe",
+    "multiply_adds",
+    "to_torch",
 ]

@@ -1,8 +1,8 @@
-"""python -m resnet_jax: the same as train.py, from anywhere."""
+"""python -m resnet_jax: train.py from anywhere, and the other commands: convert, export, summary."""
 
 import sys
 
-from resnet_jax.cli import main
+from resnet_jax.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m resnet_jax"))
+    sys.exit(command(prog="python -m resnet_jax"))

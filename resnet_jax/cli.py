@@ -2,25 +2,44 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from resnet_jax.errors import UserError
+from resnet_jax import commands
+from resnet_jax.errors import ConfigError, UserError, unknown
 from resnet_jax.training import Config, Stopped, fit
 from resnet_jax.training.config import check, parse, read
 from resnet_jax.training.rundir import old_run_dir, read_config
 
-
-def command() -> int:
-    """The installed command resnet-jax."""
-    return main(prog="resnet-jax")
+Run = Callable[[Sequence[str], str], None]  # of flags and the command's name, for messages
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
-    """Train as the flags say; the exit code. 2: the flags, a file or a folder cannot be, in one line on stderr."""
+    """Train as the flags say; the exit code."""
+    return guarded(train, sys.argv[1:] if argv is None else argv, prog)
+
+
+def command(argv: Sequence[str] | None = None, prog: str = "resnet-jax") -> int:
+    """What the first word of COMMANDS says, or train where flags alone are given; the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0].startswith("-"):
+        return main(words, prog)
+    return guarded(run_command, words, prog)
+
+
+def run_command(words: Sequence[str], prog: str) -> None:
+    """The first word's command, with the rest for flags."""
+    name, *flags = words
+    if name not in COMMANDS:
+        raise ConfigError(unknown("command", name, COMMANDS))
+    COMMANDS[name](flags, f"{prog} {name}")
+
+
+def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
+    """Run; the exit code. 2: the flags, a file or a folder cannot be, in one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
     try:
-        result = fit(read_flags(sys.argv[1:] if argv is None else argv, prog))
+        run(argv, prog)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -30,8 +49,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
     except KeyboardInterrupt:  # before the first step, or for the second time
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
-    print(f"test accuracy {result.test_accuracy:.4f}; the run is in {result.run_dir}")
     return 0
+
+
+def train(argv: Sequence[str], prog: str) -> None:
+    """A run, and its accuracy."""
+    result = fit(read_flags(argv, prog))
+    print(f"test accuracy {result.test_accuracy:.4f}; the run is in {result.run_dir}")
 
 
 def read_flags(argv: Sequence[str], prog: str) -> Config:
@@ -41,3 +65,11 @@ def read_flags(argv: Sequence[str], prog: str) -> Config:
         return check(config)
     run_dir = old_run_dir(config)
     return parse([*argv, "--run-dir", str(run_dir)], prog, default=read_config(run_dir))
+
+
+COMMANDS: dict[str, Run] = {
+    "convert": commands.convert,
+    "export": commands.export,
+    "summary": commands.summary,
+    "train": train,
+}

@@ -20,6 +20,10 @@ class CheckpointError(UserError):
     """A run folder or a checkpoint that cannot be used."""
 
 
+class InteropError(UserError):
+    """Weights or a file of them that cannot be taken, or a network that cannot be written."""
+
+
 class TrainingError(UserError):
     """A run that cannot go on."""
 
@@ -30,3 +34,10 @@ def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(value, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unknown {what} {value!r}: {hint}choose one of {', '.join(names)}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first five names, and how many more there are."""
+    names = list(names)
+    more = len(names) - 5
+    return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")

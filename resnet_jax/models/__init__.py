@@ -1,14 +1,17 @@
 """What a network is: blocks, the trunk, the table of architectures."""
 
-from resnet_jax.models.blocks import Residual, ResNeXtBlock
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
-from resnet_jax.models.summary import LayerSummary, layer_summary
+from resnet_jax.models.summary import LayerSummary, layer_summary, multiply_adds
 
 __all__ = [
     "ARCHS",
     "Arch",
+    "BasicBlock",
+    "BottleneckBlock",
     "LayerSummary",
+    "PreActBlock",
     "ResNeXtBlock",
     "ResNet",
     "ResNet18",
@@ -19,4 +22,5 @@ __all__ = [
     "get_arch",
     "layer_summary",
     "list_models",
+    "multiply_adds",
 ]

@@ -1,6 +1,7 @@
 """The layers that blocks are made of, with PyTorch's meaning of padding, momentum and bias initialisation."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,6 +14,8 @@ Dtype = Any  # what jnp.dtype accepts
 ModuleDef = Callable[..., Any]  # a module's class, or a partial of it
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
+KAIMING_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a convolution before a ReLU
+LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))
 
 
 def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
@@ -37,12 +40,13 @@ class Conv(nn.Module):
     padding: int = 0
     groups: int = 1
     use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel_shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", KERNEL_INIT, kernel_shape)
+        kernel = self.param("kernel", self.kernel_init, kernel_shape)
         fan_in = kernel_shape[0] * kernel_shape[1] * kernel_shape[2]
         bias = self.param("bias", torch_bias_init(fan_in), (self.features,)) if self.use_bias else None
         pad = (self.padding, self.padding)
@@ -65,13 +69,14 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     epsilon: float = 1e-5
     axis_name: str | None = None
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         x = x.astype(self.dtype)
         channels = (x.shape[-1],)
-        scale = self.param("scale", nn.initializers.ones_init(), channels)
+        scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros_init(), channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -99,9 +104,15 @@ class Dense(nn.Module):
     """
 
     features: int
+    kernel_init: nn.initializers.Initializer = KERNEL_INIT
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", torch_bias_init(x.shape[-1]), (self.features,))
         return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias
+
+
+# as torchvision makes and initialises them: no bias before a batch norm
+TorchvisionConv = partial(Conv, use_bias=False, kernel_init=KAIMING_INIT)
+TorchvisionDense = partial(Dense, kernel_init=LINEAR_INIT)

@@ -1,23 +1,26 @@
 """The table of architectures, as data, and the model that a row of it stands for."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError, unknown
-from resnet_jax.models.blocks import Residual, ResNeXtBlock
-from resnet_jax.models.layers import Dtype, ModuleDef
-from resnet_jax.models.resnet import STEMS, ResNet
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
+from resnet_jax.models.layers import Dtype, ModuleDef, TorchvisionConv, TorchvisionDense
+from resnet_jax.models.resnet import STEM_CHANNELS, STEMS, ResNet
 
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
     """An architecture as plain data.
 
-    stages: (number of blocks, channels) of each. block: a name of BLOCKS. stem: "standard" (7x7 and max-pool, for
-    large images) or "small" (3x3, for small ones). group_width and bot_mul are the ResNeXt block's.
+    stages: (number of blocks, channels put out) of each. block: a name of BLOCKS. stem: "standard" (7x7 and max-pool,
+    for large images) or "small" (3x3, for small ones), of stem_channels. group_width (a width) is the seed's ResNeXt
+    block's, groups (a number) the bottleneck's, bot_mul that of both; pad_shortcut is the basic block's.
     """
 
     name: str
@@ -26,10 +29,43 @@ class Arch:
     stem: str = "standard"
     group_width: int = 16
     bot_mul: float = 1.0
+    stem_channels: int = STEM_CHANNELS
+    groups: int = 1
+    pad_shortcut: bool = False
 
+
+# Block -> the module of an Arch, bound to what the trunk does not hand it.
+BLOCKS: dict[str, Callable[[Arch], ModuleDef]] = {
+    "residual": lambda arch: Residual,
+    "resnext": lambda arch: partial(ResNeXtBlock, groups=arch.group_width, bot_mul=arch.bot_mul),
+    "basic": lambda arch: partial(BasicBlock, pad_shortcut=arch.pad_shortcut),
+    "bottleneck": lambda arch: partial(BottleneckBlock, groups=arch.groups, bot_mul=arch.bot_mul),
+    "preact": lambda arch: PreActBlock,
+}
+SEED_BLOCKS = ("residual", "resnext")  # with biases and Xavier initialisation; the others are torchvision's in that
 
 STAGES_18 = ((2, 64), (2, 128), (2, 256), (2, 512))
 STAGES_34 = ((3, 64), (4, 128), (6, 256), (3, 512))
+STAGES_50 = ((3, 256), (4, 512), (6, 1024), (3, 2048))
+STAGES_101 = ((3, 256), (4, 512), (23, 1024), (3, 2048))
+STAGES_152 = ((3, 256), (8, 512), (36, 1024), (3, 2048))
+
+bottleneck = partial(Arch, block="bottleneck", bot_mul=0.25)
+
+
+def small_resnet(depth: int) -> Arch:
+    """Section 4.2 of arXiv:1512.03385: 6n + 2 layers, and shortcuts without parameters (option A), as there."""
+    n = (depth - 2) // 6
+    stages = ((n, 16), (n, 32), (n, 64))
+    return Arch(f"resnet{depth}", stages, block="basic", stem="small", stem_channels=16, pad_shortcut=True)
+
+
+def wide_resnet(depth: int, k: int) -> Arch:
+    """arXiv:1605.07146, table 1: 6n + 4 layers, k times as wide, without dropout."""
+    n = (depth - 4) // 6
+    stages = ((n, 16 * k), (n, 32 * k), (n, 64 * k))
+    return Arch(f"wrn_{depth}_{k}", stages, block="preact", stem="small", stem_channels=16)
+
 
 ARCHS = {
     arch.name: arch
@@ -39,15 +75,25 @@ ARCHS = {
         # groups of 16 channels and no narrowing, as in the seed's ResNeXtBlock(32, 16, 1)
         Arch("resnext18", STAGES_18, block="resnext"),
         Arch("resnext34", STAGES_34, block="resnext"),
+        # torchvision's
+        Arch("tv_resnet18", STAGES_18, block="basic"),
+        Arch("tv_resnet34", STAGES_34, block="basic"),
+        bottleneck("resnet50", STAGES_50),
+        bottleneck("resnet101", STAGES_101),
+        bottleneck("resnet152", STAGES_152),
+        bottleneck("resnext50_32x4d", STAGES_50, groups=32, bot_mul=0.5),
+        bottleneck("resnext101_32x8d", STAGES_101, groups=32, bot_mul=1.0),
+        bottleneck("resnext101_64x4d", STAGES_101, groups=64, bot_mul=1.0),
+        bottleneck("wide_resnet50_2", STAGES_50, bot_mul=0.5),
+        bottleneck("wide_resnet101_2", STAGES_101, bot_mul=0.5),
+        # for small images
+        *(small_resnet(depth) for depth in (20, 32, 44, 56, 110)),
+        # arXiv:1611.05431, section 5.3
+        bottleneck("resnext29_8x64d", ((3, 256), (3, 512), (3, 1024)), stem="small", groups=8, bot_mul=2.0),
+        wide_resnet(16, 4),
+        wide_resnet(28, 10),
     )
 }
-
-
-def block_of(arch: Arch) -> ModuleDef:
-    """The block of an architecture, bound to what the trunk does not hand it."""
-    if arch.block == "resnext":
-        return partial(ResNeXtBlock, groups=arch.group_width, bot_mul=arch.bot_mul)
-    return Residual
 
 
 def arch_from_dict(values: dict[str, Any]) -> Arch:
@@ -75,15 +121,52 @@ def create_model(
     stem: str | None = None,
     dtype: Dtype = jnp.float32,
     axis_name: str | None = None,
+    width: float = 1.0,
+    zero_init: bool = False,
+    squeeze_excitation: bool = False,
+    stochastic_depth: float = 0.0,
+    remat: bool = False,
 ) -> ResNet:
     """The Flax module of an architecture: model.init(key, x), model.apply(variables, x, train=False).
 
-    stem overrides the architecture's. dtype and axis_name are ResNet's. Raises ConfigError.
+    stem overrides the architecture's; width multiplies all channels but the head's, rounded to multiples of 8. The
+    others are ResNet's. With stochastic_depth, training needs rngs={"dropout": key}. Raises ConfigError.
     """
     arch = get_arch(name) if isinstance(name, str) else name
     stem = stem or arch.stem
+    if arch.block not in BLOCKS:
+        raise ConfigError(unknown("block", arch.block, BLOCKS))
     if stem not in STEMS:
         raise ConfigError(unknown("stem", stem, STEMS))
     if num_classes < 1:
         raise ConfigError(f"num_classes {num_classes} must be at least 1")
-    return ResNet(arch.stages, num_classes, block_of(arch), stem, dtype, axis_name)
+    check_options(width, stochastic_depth)
+    layers = {} if arch.block in SEED_BLOCKS else {"conv": TorchvisionConv, "dense": TorchvisionDense}
+    return ResNet(
+        tuple((num_blocks, scaled(channels, width)) for num_blocks, channels in arch.stages),
+        num_classes,
+        BLOCKS[arch.block](arch),
+        stem,
+        dtype,
+        axis_name,
+        scaled(arch.stem_channels, width),
+        preact=arch.block == "preact",
+        zero_init=zero_init,
+        squeeze_excitation=squeeze_excitation,
+        stochastic_depth=stochastic_depth,
+        remat=remat,
+        **layers,
+    )
+
+
+def check_options(width: float, stochastic_depth: float) -> None:
+    """Raise ConfigError where a network cannot have these."""
+    if not 0 < width < math.inf:
+        raise ConfigError(f"width {width} must be above 0; 1 leaves an architecture as it is")
+    if not 0 <= stochastic_depth < 1:
+        raise ConfigError(f"stochastic_depth {stochastic_depth} must be at least 0 and below 1")
+
+
+def scaled(channels: int, width: float) -> int:
+    """Channels times width, to the nearest multiple of 8 unless width is 1."""
+    return channels if width == 1 else max(8, round(channels * width / 8) * 8)

@@ -1,10 +1,15 @@
 """The layer table."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import jax
 from flax import linen as nn
 from jax import numpy as jnp
+
+from resnet_jax.models.layers import Conv, Dense
+from resnet_jax.ops import plain
 
 
 class Row(NamedTuple):
@@ -52,3 +57,41 @@ def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummar
     params = jax.eval_shape(init).get("params", {})
     size = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
     return LayerSummary(Row(name, shape, size.get(name, 0)) for name, shape in shapes.items())
+
+
+def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """How many multiplications, each with its addition, a forward pass takes in convolutions and dense layers.
+
+    By XLA's own cost analysis of each of them as it is lowered (half its FLOP), for an input of (N, H, W, C). XLA
+    does not count what falls on padding; tables that do give 1 to 8 % more. Nothing is computed nor compiled.
+    """
+    calls: list[int] = []
+
+    def record(next_call, args, kwargs, context):
+        module, called = context.module, context.method_name == "__call__"
+        if called and isinstance(module, Conv):
+            kernel = (*module.kernel_size, args[0].shape[-1] // module.groups, module.features)
+            calls.append(conv_flop(module.strides, module.padding, module.groups, args[0].shape, kernel))
+        elif called and isinstance(module, Dense):
+            calls.append(flop(jnp.dot, args[0].shape, (args[0].shape[-1], module.features)))
+        return next_call(*args, **kwargs)
+
+    def init():
+        with nn.intercept_methods(record):
+            return model.init(jax.random.key(0), jnp.zeros(input_shape))
+
+    jax.eval_shape(init)
+    return sum(calls) // 2
+
+
+@cache
+def conv_flop(stride: int, pad: int, groups: int, x: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+    """The FLOP of a convolution, of these shapes, without its bias."""
+    return flop(partial(plain.conv, (stride, stride), ((pad, pad), (pad, pad)), groups, bias=None), x, kernel)
+
+
+def flop(run: Callable[..., jax.Array], *shapes: tuple[int, ...]) -> int:
+    """The FLOP of a function of arrays, as XLA counts them."""
+    arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
+    cost: Any = jax.jit(run).lower(*arrays).cost_analysis()
+    return int(cost["flops"])

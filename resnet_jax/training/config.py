@@ -9,18 +9,20 @@ import re
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import tyro
 
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import get_arch
+from resnet_jax.models.registry import check_options
 from resnet_jax.models.resnet import check_image_size
 
 Stem = Literal["auto", "standard", "small"]
 Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,28 @@ class DataConfig:
     """Train on the first so many images. 0: on all."""
     test_images: int = 0
     """Evaluate on the first so many test images. 0: on all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The network's options, and the weights that it starts from."""
+
+    num_classes: int = 0
+    """Classes of the head: those of the data set. 0: the same."""
+    width: float = 1.0
+    """Times as many channels, rounded to multiples of 8."""
+    zero_init: bool = False
+    """Start the last gamma of every block at 0, so that the block begins as its shortcut."""
+    squeeze_excitation: bool = False
+    """Squeeze-and-excitation in every block."""
+    stochastic_depth: float = 0.0
+    """Share of images for which training leaves the last block out; less for the blocks before it."""
+    remat: bool = False
+    """Compute blocks twice instead of keeping what is inside them: less memory, a third more time."""
+    pretrained: str = ""
+    """Folder of converted weights to start from (python -m resnet_jax convert)."""
+    freeze: bool = False
+    """Train the head alone: the rest keeps its weights, and its batch norms their statistics."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +135,7 @@ class Config:
     seed: int = 0
     """Of initialisation, the order of images and augmentation."""
     data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
     optim: tyro.conf.OmitArgPrefixes[OptimConfig] = OptimConfig()
     run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
 
@@ -125,11 +150,15 @@ class Config:
         return get_arch(self.arch).stem if self.stem == "auto" else self.stem
 
 
+PARTS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "run": RunConfig}
+
+
 def from_dict(values: dict[str, Any]) -> Config:
     """The Config that dataclasses.asdict made these values of, perhaps by way of JSON."""
     optim = values["optim"] | {"decay_epochs": tuple(values["optim"]["decay_epochs"])}
     parts = {
         "data": DataConfig(**values["data"]),
+        "model": ModelConfig(**values.get("model", {})),  # runs of before there were any have none
         "optim": OptimConfig(**optim),
         "run": RunConfig(**values["run"]),
     }
@@ -209,19 +238,25 @@ def _flags(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Config:
-    """tyro's parser, its box of an error made one line."""
+    return parse_as(Config, argv, prog, default or Config())
+
+
+def parse_as(kind: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
+    """A dataclass from flags by tyro, its box of an error made one line."""
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            return tyro.cli(Config, prog=prog, args=list(argv), default=default or Config())
+            if default is None:
+                return tyro.cli(kind, prog=prog, args=list(argv))
+            return tyro.cli(kind, prog=prog, args=list(argv), default=default)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise ConfigError(one_line(stderr.getvalue())) from None
+        raise ConfigError(one_line(stderr.getvalue(), kind)) from None
 
 
-def one_line(box: str) -> str:
-    """What tyro's box says is wrong, and the flag or the choice that may have been meant.
+def one_line(box: str, kind: type = Config) -> str:
+    """What tyro's box says is wrong, and the flag of kind or the choice that may have been meant.
 
     A title, then parts between horizontal rules: the message first. Its frame is there where stdout is UTF-8.
     """
@@ -236,13 +271,14 @@ def one_line(box: str) -> str:
     if choice := re.fullmatch(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)\.", message):
         return unknown(choice[2], choice[1], re.findall(r"'([^']*)'", choice[3]))
     bad = re.match(r"Unrecognized options:.*?--([\w-]+)", message)
-    nearest = difflib.get_close_matches(bad[1], _all_flags(), n=1) if bad else []
+    nearest = difflib.get_close_matches(bad[1], _all_flags(kind), n=1) if bad else []
     return message + (f": did you mean --{nearest[0]}?" if nearest else "; --help lists every flag")
 
 
-def _all_flags() -> list[str]:
-    fields = (field for part in (Config, DataConfig, OptimConfig, RunConfig) for field in dataclasses.fields(part))
-    return [field.name.replace("_", "-") for field in fields if field.name not in ("data", "optim", "run")]
+def _all_flags(kind: type) -> list[str]:
+    parts = (Config, *PARTS.values()) if kind is Config else (kind,)
+    names = [field.name for part in parts for field in dataclasses.fields(part)]
+    return [name.replace("_", "-") for name in names if name not in PARTS]
 
 
 def check(config: Config) -> Config:
@@ -259,6 +295,7 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
     _check_data(config.data)
     _check_optim(config.optim, config.epochs)
+    _check_model(config)
     num_stages = len(get_arch(config.arch).stages)
     check_image_size((config.image_size, config.image_size), config.stem_form, num_stages)
     return config
@@ -294,6 +331,17 @@ def _check_data(data: DataConfig) -> None:
             raise ConfigError(f"--{flag} {asked} is more than the {held} that {data.dataset} has; 0 means all")
     if data.normalize and spec.mean_std is None:
         raise ConfigError(f"--normalize: mean and deviation of {data.dataset} are not in the table; leave it out")
+
+
+def _check_model(config: Config) -> None:
+    model, classes = config.model, DATASETS[config.data.dataset].num_classes
+    check_options(model.width, model.stochastic_depth)
+    if model.num_classes not in (0, classes):
+        raise ConfigError(
+            f"--num-classes {model.num_classes}: {config.data.dataset} has {classes}; give {classes} or leave it out"
+        )
+    if model.freeze and not model.pretrained:
+        raise ConfigError("--freeze trains the head alone, on weights that must be given: add --pretrained FOLDER")
 
 
 def _check_optim(optim: OptimConfig, epochs: int) -> None:

@@ -29,7 +29,8 @@ from resnet_jax.training.checkpoint import Checkpoints, damage
 from resnet_jax.training.config import Config, check
 from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
 from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import Device, TrainState, create_state
+from resnet_jax.training.pretrained import read_pretrained, start_from
+from resnet_jax.training.state import Device, PyTree, TrainState, create_state
 from resnet_jax.training.step import (
     AXIS,
     Dataset,
@@ -105,6 +106,8 @@ def fit(config: Config) -> Result:
 def _fit(config: Config) -> Result:
     devices = hardware.pick_devices(config.run.devices)
     check_batch(config, len(devices))
+    model = make_model(config, get_arch(config.arch), hardware.pick_dtype(config.run.precision, devices[0]))
+    pretrained = read_pretrained(config, model, data.DATASETS[config.data.dataset].image_shape[-1])
     run_dir = rundir.choose(config)
     splits = data.load(
         config.data.dataset, config.data.data_dir or None, config.data.source_dir or None, log=tqdm.write
@@ -115,7 +118,7 @@ def _fit(config: Config) -> Result:
         if not config.run.resume:
             rundir.write_config(run_dir, config)
         trainer = make_trainer(config, devices, splits)
-        state, progress = start(trainer, checkpoints)
+        state, progress = start(trainer, checkpoints, pretrained)
         rundir.write_config(run_dir, config)  # on resuming not before: a damaged checkpoint leaves the folder as it was
         saver = Saver(trainer, checkpoints, run_dir, signals)
         saver.write_history(progress)
@@ -152,6 +155,11 @@ def make_model(config: Config, arch: Arch, dtype: Dtype) -> ResNet:
         arch,
         data.DATASETS[config.data.dataset].num_classes,
         stem=config.stem_form,
+        width=config.model.width,
+        zero_init=config.model.zero_init,
+        squeeze_excitation=config.model.squeeze_excitation,
+        stochastic_depth=config.model.stochastic_depth,
+        remat=config.model.remat,
         dtype=dtype,
         axis_name=AXIS if config.run.sync_batch_norm else None,
     )
@@ -185,21 +193,27 @@ def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> 
         test=replicate(Dataset(*(x[:num_test] for x in splits.test)), devices),
         steps=steps,
         per_call=hardware.pick_steps_per_dispatch(config.run.steps_per_dispatch, devices[0]),
-        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices),
+        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices, config.model.freeze),
         eval_step=make_eval_step(model, preprocess, devices),
     )
 
 
-def start(trainer: Trainer, checkpoints: Checkpoints) -> tuple[TrainState, Progress]:
+def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None) -> tuple[TrainState, Progress]:
     """The state, on the devices, and the progress of the latest checkpoint; those of step 0 if there is none."""
     config, size = trainer.config, trainer.config.image_size
     image_shape = (size, size, trainer.train.images.shape[-1])
-    init = partial(create_state, trainer.model, trainer.optimizer, config.seed, image_shape)
+    freeze = config.model.freeze
+    init = partial(create_state, trainer.model, trainer.optimizer, config.seed, image_shape, freeze)
     latest = checkpoints.latest()
     if latest is None:
         if config.run.resume:
             tqdm.write("the run has no checkpoint yet: it starts at step 0")
-        return replicate(init(), trainer.devices), Progress([], Sums(), 0.0)
+        state = init()
+        if pretrained is not None:
+            state = start_from(state, pretrained)
+            head = "" if "head" in pretrained["params"] else ", with a new head"
+            tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")
+        return replicate(state, trainer.devices), Progress([], Sums(), 0.0)
     state = checkpoints.restore(latest, jax.eval_shape(init))  # shapes are enough: nothing is compiled
     with damage(checkpoints.folder / str(latest)):
         meta = checkpoints.restore_meta(latest)

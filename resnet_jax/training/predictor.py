@@ -22,19 +22,23 @@ class Predictor:
     """A trained network: predictor(images) -> probabilities.
 
     variables: params and batch_stats; step: of the checkpoint; class_names: what the columns of probabilities are;
-    channels: of the images.
+    image_shape: of the data set's images.
     """
 
     def __init__(self, config: Config, model: ResNet, variables: PyTree, step: int):
         spec, preprocess = DATASETS[config.data.dataset], make_preprocess(config)
         self.config, self.model, self.variables, self.step = config, model, variables, step
         self.class_names = spec.class_names
-        self.channels = spec.image_shape[-1]
+        self.image_shape = spec.image_shape
 
         def probabilities(variables: PyTree, images: jax.Array) -> jax.Array:
             return jax.nn.softmax(predict(model, variables, preprocess.evaluate(images)))
 
         self._probabilities = jax.jit(probabilities)
+
+    def probabilities(self, images: jax.Array) -> jax.Array:
+        """What is behind the call, for jax to trace: images (N, H, W, C), in 0 to 255."""
+        return self._probabilities(self.variables, images)
 
     def __call__(self, images: np.ndarray | jax.Array) -> np.ndarray:
         """(N, H, W, C), or (N, H, W) for one channel -> (N, classes) float32, rows summing to 1.
@@ -42,7 +46,7 @@ class Predictor:
         uint8 images hold 0 to 255, floating ones 0 to 1; any size is resized to that of training. ConfigError for
         anything else.
         """
-        images = as_images(images, self.channels)
+        images = as_images(images, self.image_shape[-1])
         parts = [np.zeros((0, len(self.class_names)), np.float32)]
         for i in range(0, len(images), BATCH):
             part = images[i : i + BATCH]

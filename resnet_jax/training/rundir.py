@@ -11,7 +11,7 @@ from pathlib import Path
 import filelock
 
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.training.config import Config, from_dict
+from resnet_jax.training.config import PARTS, Config, from_dict
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.json"
@@ -108,7 +108,7 @@ def check_same_run(run_dir: Path, config: Config) -> None:
 
 def _flat(config: Config) -> dict[str, object]:
     values = dataclasses.asdict(config)
-    parts = [values.pop(name) for name in ("data", "optim", "run")]
+    parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}
 
 

@@ -21,14 +21,23 @@ class TrainState(struct.PyTreeNode):
     opt_state: PyTree
 
 
+def trained(params: PyTree, freeze: bool) -> PyTree:
+    """The params that training changes, and that the optimizer knows: all, or with freeze the head's alone."""
+    return {"head": params["head"]} if freeze else params
+
+
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, seed: int, image_shape: tuple[int, int, int]
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    image_shape: tuple[int, int, int],
+    freeze: bool = False,
 ) -> TrainState:
     """The state of step 0 for images of (H, W, C), a pure function of seed."""
 
     def init() -> TrainState:
         variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
         params = variables["params"]
-        return TrainState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(params))
+        return TrainState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(trained(params, freeze)))
 
     return jax.jit(init)()

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.models import ResNet
-from resnet_jax.training.state import Device, PyTree, TrainState
+from resnet_jax.training.state import Device, PyTree, TrainState, trained
 
 AXIS = "batch"
 
@@ -67,8 +67,12 @@ def train_step(
     state: TrainState,
     data: Dataset,
     rows: jax.Array,
+    freeze: bool = False,
 ) -> tuple[TrainState, Metrics]:
-    """One update from this device's share of the batch: rows (B,) of the data set."""
+    """One update from this device's share of the batch: rows (B,) of the data set.
+
+    With freeze the head alone is trained, and what is before it runs as in evaluation.
+    """
     num_devices = lax.psum(1, AXIS)  # a Python int
     batch = rows.shape[0] * num_devices
     # a key for each place in the global batch, so that augmentation does not depend on the number of devices
@@ -77,14 +81,18 @@ def train_step(
     images = preprocess.train(jax.vmap(partial(jax.random.fold_in, key))(places), data.images[rows])
     labels = data.labels[rows]
 
+    # stochastic depth draws on each device for its own images
+    rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, batch), lax.axis_index(AXIS))}
+
     def loss(params):
-        variables = {"params": params, "batch_stats": state.batch_stats}
-        logits, changed = model.apply(variables, images, train=True, mutable=["batch_stats"])
+        variables = {"params": state.params | params, "batch_stats": state.batch_stats}
+        logits, changed = model.apply(variables, images, train=not freeze, mutable=["batch_stats"], rngs=rngs)
         losses, hits = loss_and_hits(logits, labels)
         correct = hits.sum(dtype=jnp.float32)  # exact up to 2^24, and of one type with all that crosses devices
         return losses.sum() / batch, (changed["batch_stats"], losses.sum(), correct)
 
-    grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(state.params)
+    params = trained(state.params, freeze)
+    grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(params)
     # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all.
     # Behind the barrier, XLA cannot fuse a layer's update into the backward pass of the layers before it, which would
     # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them)
@@ -92,8 +100,8 @@ def train_step(
     metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
     if model.axis_name is None:  # each device has statistics of its own: keep their mean
         batch_stats = lax.pmean(batch_stats, AXIS)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, params)
+    params = state.params | optax.apply_updates(params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
 
@@ -120,13 +128,14 @@ def make_train_steps(
     preprocess: Preprocess,
     seed: int,
     devices: Sequence[Device],
+    freeze: bool = False,
 ) -> Callable[[int], Callable[..., tuple[TrainState, Metrics]]]:
     """num_steps -> a call of the devices that makes so many updates, and gives the sums of their metrics.
 
     The call takes (state, data, rows, first): state is used up; rows (devices, steps of the epoch, B / devices) are
     indices into data; first () int32 is the first step to make.
     """
-    step = partial(train_step, model, optimizer, preprocess, seed)
+    step = partial(train_step, model, optimizer, preprocess, seed, freeze=freeze)
 
     @cache
     def train_steps(num_steps: int):

@@ -3,7 +3,7 @@
 import pytest
 import seeded
 
-from resnet_jax import Residual, ResNet18, create_model, layer_summary
+from resnet_jax import Residual, ResNet18, create_model, layer_summary, multiply_adds
 
 PARTS = ["stem", "stage1", "stage2", "stage3", "stage4", "head"]
 # the seed's last line but one of code prints these, channels first
@@ -42,3 +42,23 @@ def test_a_block_has_a_table_too():
         "conv1": 168, "bn1": 12, "conv2": 330, "bn2": 12, "conv3": 24,
     }  # fmt: skip
     assert {row.output_shape for row in rows.values()} == {(4, 4, 5, 6)}
+
+
+def taps(size, stride):
+    """Of a 3x3 convolution padded by 1, along one axis: how many of the kernel's rows fall on the image, summed."""
+    return sum(0 <= start + tap - 1 < size for start in range(0, size, stride) for tap in range(3))
+
+
+def test_multiply_adds_are_those_of_every_convolution():
+    """Residual(6, halving) of 3 channels at 7x9 by hand; padding is not counted."""
+    block = Residual(6, use_1x1conv=True, strides=2)
+    conv1, conv2 = taps(7, 2) * taps(9, 2) * 3 * 6, taps(4, 1) * taps(5, 1) * 6 * 6
+    conv3 = 4 * 5 * 3 * 6
+    assert multiply_adds(block, (1, 7, 9, 3)) == conv1 + conv2 + conv3
+    assert multiply_adds(block, (4, 7, 9, 3)) == 4 * (conv1 + conv2 + conv3)
+
+
+def test_multiply_adds_are_the_papers_but_for_padding():
+    """torchvision's documentation tells 4.09, 4.23 and 1.81 thousand million, padding counted."""
+    for name, told in {"resnet50": 4.089e9, "resnext50_32x4d": 4.23e9, "tv_resnet18": 1.814e9}.items():
+        assert 0.92 * told < multiply_adds(create_model(name, 1000), (1, 224, 224, 3)) < told

@@ -79,7 +79,7 @@ def make_config(data_dir: Path, run_dir: Path, **changes: Any) -> Config:
 
 def change(config: Config, **changes: Any) -> Config:
     """The config with other values, each in the part that has a field of that name."""
-    for part in ("data", "optim", "run"):
+    for part in ("data", "model", "optim", "run"):
         held = getattr(config, part)
         mine = {name: changes.pop(name) for name in list(changes) if hasattr(held, name)}
         config = dataclasses.replace(config, **{part: dataclasses.replace(held, **mine)})

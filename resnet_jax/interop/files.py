@@ -1,0 +1,158 @@
+"""State dicts in PyTorch's files, and the folder that converted weights are kept in.
+
+Nothing is ever unpickled but by torch's own weights_only loader, which takes tensors alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax import traverse_util
+
+from resnet_jax.errors import InteropError, listed
+from resnet_jax.interop.names import COUNTER
+
+SAFETENSORS = ".safetensors"
+PICKLES = (".pth", ".pt", ".bin")
+VARIABLES_FILE = "variables.safetensors"
+WEIGHTS_FILE = "weights.json"
+NO_TORCH = "reading .pth needs PyTorch: pip install torch, or convert the file to .safetensors where torch is"
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A network's weights. arch: a name of the table; options: create_model's, where they are not the table's."""
+
+    arch: str
+    options: dict[str, Any]
+    variables: dict[str, Any]
+
+
+def read_state_dict(path: str | Path) -> dict[str, Any]:
+    """The tensors of a .safetensors or a .pth file by name: numpy arrays, or torch's. InteropError, of one line."""
+    path = Path(path)
+    check_file(path)
+    if path.suffix == SAFETENSORS:
+        return read_safetensors(path)
+    if path.suffix in PICKLES:
+        return read_pth(path)
+    raise InteropError(f"{path}: unknown kind of file; give {SAFETENSORS} or {', '.join(PICKLES)}")
+
+
+def check_file(path: Path) -> None:
+    """Raise InteropError where there is no file to read."""
+    if path.is_dir():
+        raise InteropError(f"{path} is a folder; give the {SAFETENSORS} or .pth file in it")
+    if not path.is_file():
+        raise InteropError(f"{path}: there is no such file")
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file; InteropError if its header is bad, or if they are not float32."""
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (no mapping)
+            # told here, since numpy has no name for some of them
+            wrong = [f"{k} is {dtype}" for k, dtype in dtypes.items() if dtype != "F32" and not k.endswith(COUNTER)]
+            if wrong:
+                raise InteropError(f"{path}: only float32 weights are taken: {listed(wrong)}; save model.float()'s")
+            return {key: file.get_tensor(key) for key in dtypes}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InteropError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
+
+
+def read_pth(path: Path) -> dict[str, Any]:
+    """The tensors of a .pth file, by torch's weights_only loader. Its "state_dict" entry where it has one."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InteropError(f"{path}: {NO_TORCH}") from None
+    try:
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its zip reader, its unpickler and its storages do
+        raise InteropError(
+            f"{path}: damaged, or it holds more than tensors, of which nothing was run ({one_line(error)})"
+        ) from None
+    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
+        held = held["state_dict"]
+    if not isinstance(held, Mapping):
+        raise InteropError(f"{path}: holds a {type(held).__name__}, not a state dict; save model.state_dict()")
+    return dict(held)
+
+
+def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
+    """Write a .safetensors, or with torch a .pth file that torch.load(weights_only=True) reads; all of it or none."""
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    if path.suffix == SAFETENSORS:
+        save = safetensors.numpy.save_file
+    elif path.suffix in PICKLES:
+        save = save_pth
+    else:
+        raise InteropError(f"{path}: unknown kind of file; name it {SAFETENSORS} or .pth")
+    try:
+        save(dict(state_dict), part)
+        os.replace(part, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InteropError(f"{path} cannot be written: {one_line(error)}") from None
+
+
+def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
+    """torch.save of the tensors."""
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise InteropError("writing .pth needs PyTorch: pip install torch, or write .safetensors") from None
+    torch.save({key: torch.from_numpy(array) for key, array in state_dict.items()}, path)
+
+
+def save_weights(folder: str | Path, weights: Weights) -> None:
+    """Keep weights in a folder, to be made or empty: the variables, and what network they are of."""
+    folder = Path(folder)
+    flat = traverse_util.flatten_dict(weights.variables, sep="/")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise InteropError(f"{folder} is a file; give a folder to be made")
+        if folder.is_dir() and any(folder.iterdir()):
+            raise InteropError(f"{folder} exists and is not empty; give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, folder / VARIABLES_FILE)
+        about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
+        (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise InteropError(f"{folder} cannot be written: {one_line(error)}") from None
+
+
+def load_weights(folder: str | Path) -> Weights:
+    """The weights that save_weights kept; InteropError if they are not there or not what was kept."""
+    folder = Path(folder)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise InteropError(f"{folder}: no {WEIGHTS_FILE} there; python -m resnet_jax convert makes such a folder")
+    try:
+        about = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
+        arch, options, digest = about["arch"], about["options"], about["sha256"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InteropError(f"{folder / WEIGHTS_FILE} is damaged ({one_line(error)}); convert again") from None
+    check_file(folder / VARIABLES_FILE)
+    if sha256(folder / VARIABLES_FILE) != digest:
+        raise InteropError(f"{folder / VARIABLES_FILE} is not what was written; convert again")
+    return Weights(arch, options, traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/"))
+
+
+def sha256(path: Path) -> str:
+    """The digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

@@ -1,0 +1,71 @@
+"""What PyTorch calls what: the keys and shapes of a network's state dict, from its Flax variables."""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import traverse_util
+from jax import numpy as jnp
+
+from resnet_jax.models import Arch, ResNet
+from resnet_jax.models.registry import SEED_BLOCKS
+
+Path = tuple[str, ...]  # such as ("params", "stage1", "block1", "conv1", "kernel")
+Shape = tuple[int, ...]
+
+SEED_KEYS = {"stem/conv": "net.0.0", "stem/bn": "net.0.1", "head": "net.last.2"}
+TORCHVISION_KEYS = {"stem/conv": "conv1", "stem/bn": "bn1", "bn": "bn1", "head": "fc"}  # bn: pre-activation's last
+SHORTCUT_KEYS = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
+LEAF_KEYS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+COUNTER = "num_batches_tracked"  # what PyTorch's batch norm counts for momentum=None alone, and loads without
+# Flax axis -> PyTorch axis, by the number of axes: HWIO -> OIHW (grouped too), (in, out) -> (out, in)
+TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+
+
+class Leaf(NamedTuple):
+    """A leaf of the variables: its path and its shape, in Flax's layout."""
+
+    path: Path
+    shape: Shape
+
+    @property
+    def torch_shape(self) -> Shape:
+        return tuple(self.shape[axis] for axis in TO_TORCH[len(self.shape)])
+
+
+def torch_key(arch: Arch, path: Path) -> str:
+    """A leaf's name in a state dict: of the seed's classes for the seed's blocks, of torchvision's for the others.
+
+    params/stage2/block1/bn1/scale -> layer2.0.bn1.weight, or net.b3.0.bn1.weight. timm's plain networks have
+    torchvision's keys, and se.fc1, se.fc2 where there is squeeze-and-excitation.
+    """
+    _, *module, leaf = path
+    seeds = arch.block in SEED_BLOCKS
+    key = (SEED_KEYS if seeds else TORCHVISION_KEYS).get("/".join(module))
+    if key is None:
+        stage, block = int(module[0].removeprefix("stage")), int(module[1].removeprefix("block")) - 1
+        layer = ".".join(module[2:])
+        key = f"{f'net.b{stage + 1}' if seeds else f'layer{stage}'}.{block}.{SHORTCUT_KEYS.get(layer, layer)}"
+    return f"{key}.{LEAF_KEYS[leaf]}"
+
+
+def stem_key(arch: Arch) -> str:
+    """The name of the stem's kernel."""
+    return torch_key(arch, ("params", "stem", "conv", "kernel"))
+
+
+def head_keys(arch: Arch) -> tuple[str, str]:
+    """The names of the head's kernel and bias."""
+    return torch_key(arch, ("params", "head", "kernel")), torch_key(arch, ("params", "head", "bias"))
+
+
+def variable_shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
+    """The model's variables as shapes: nothing is computed."""
+    size = 64  # any that is large enough: no shape depends on it
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, in_channels))))
+
+
+def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
+    """The keys of a network's state dict, num_batches_tracked not among them, and what each stands for."""
+    flat: dict[Path, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
+    return {torch_key(arch, path): Leaf(path, leaf.shape) for path, leaf in flat.items()}

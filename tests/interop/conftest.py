@@ -1,0 +1,6 @@
+"""The seeded weights and the frozen digests are those of tests/models."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))

@@ -1,0 +1,177 @@
+"""convert, export and summary, as a person types them."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from jax import export
+from jax import numpy as jnp
+from training import made
+
+from resnet_jax import create_model, layer_summary, load, multiply_adds, to_torch
+from resnet_jax import fit as train
+from resnet_jax.cli import command
+from resnet_jax.data import builders
+from resnet_jax.interop import load_weights
+
+PROG = "python -m resnet_jax"
+
+
+@pytest.fixture(autouse=True)
+def _made(monkeypatch, tmp_path):
+    made.install(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory) -> Path:
+    """A run of one epoch; not to be changed."""
+    folder = tmp_path_factory.mktemp("commands")
+    builders.prepare(made.make_spec(), folder / "data", made.make_splits())
+    with pytest.MonkeyPatch.context() as patch:
+        made.install(patch)
+        train(made.make_config(folder / "data", folder / "run", epochs=1, compile_cache=False))
+    return folder / "run"
+
+
+def says(argv: str, capsys) -> str:
+    """What a command that succeeds prints."""
+    assert command(argv.split(), PROG) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    return captured.out
+
+
+@cache
+def random_state() -> dict[str, np.ndarray]:
+    """A state dict of resnet20, for 10 classes."""
+    model, rng = create_model("resnet20"), np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return to_torch(jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32), shapes), "resnet20")
+
+
+def write(name: str) -> dict[str, np.ndarray]:
+    """A file of them, and its tensors."""
+    safetensors.numpy.save_file(random_state(), name)
+    return random_state()
+
+
+def test_convert_there_and_back(capsys):
+    state = write("a.safetensors")
+    assert says("convert a.safetensors --arch resnet20 --out w", capsys).startswith("resnet20, 269,722 parameters: w;")
+    assert (
+        says("convert w --to-torch --out b.safetensors", capsys) == f"resnet20, {len(state)} tensors: b.safetensors\n"
+    )
+    back = safetensors.numpy.load_file("b.safetensors")
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[key], state[key]) for key in state)
+
+
+def test_convert_to_another_head_and_one_channel(capsys):
+    write("a.safetensors")
+    says("convert a.safetensors --arch resnet20 --out w --head reset --num-classes 3 --in-channels 1", capsys)
+    params = load_weights("w").variables["params"]
+    assert params["head"]["kernel"].shape == (64, 3)
+    assert params["stem"]["conv"]["kernel"].shape == (3, 3, 1, 16)
+
+
+def test_convert_a_run(run_dir, capsys):
+    says(f"convert {run_dir} --to-torch --out a.safetensors", capsys)
+    held = safetensors.numpy.load_file("a.safetensors")
+    np.testing.assert_array_equal(held["net.last.2.weight"].T, load(run_dir).variables["params"]["head"]["kernel"])
+
+
+RUN_ALONE = """
+import sys, numpy, jax
+from pathlib import Path
+program = jax.export.deserialize(bytearray(Path(sys.argv[1]).read_bytes()))
+for name in sys.argv[2:]:
+    numpy.save(name + ".out.npy", program.call(numpy.load(name)))
+assert not [name for name in sys.modules if name.split(".")[0] in ("resnet_jax", "flax")]
+"""
+
+
+def test_an_exported_run_runs_without_the_models_code(run_dir, capsys):
+    """For any number of images, with the predictor's probabilities; for three kinds of devices, in one file."""
+    out = says(f"export {run_dir} --out tiny.jax_export", capsys)
+    assert "cpu, cuda, tpu" in out
+    assert "(N, 8, 8, 1)" in out
+    program = export.deserialize(bytearray(Path("tiny.jax_export").read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    called = set(re.findall(r"custom_call @(\w+)", program.mlir_module()))
+    assert called <= {"shape_assertion"}  # jax's own, of the number of images; no kernel of ours
+    images = made.make_splits().test.images
+    for count in (1, 5):
+        np.save(f"{count}.npy", images[:count])
+    script = Path("alone.py")
+    script.write_text("import jax.export\n" + RUN_ALONE)
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    subprocess.run([sys.executable, script, "tiny.jax_export", "1.npy", "5.npy"], check=True, env=environment)
+    expected = load(run_dir)(images[:5])
+    for count in (1, 5):
+        np.testing.assert_allclose(np.load(f"{count}.npy.out.npy"), expected[:count], rtol=0, atol=1e-5)
+
+
+def test_summary(capsys):
+    out = says("summary resnet18 --image-size 96 --in-channels 1 --num-classes 10", capsys)
+    assert "11,178,378" in out
+    model = create_model("resnet18", 10)
+    assert str(layer_summary(model, (1, 96, 96, 1))) in out
+    assert out.splitlines()[-1].endswith(f" {multiply_adds(model, (1, 96, 96, 1)):,}")
+
+
+def test_the_first_word_says_what_to_do(capsys):
+    assert command(["trian"], PROG) == 2
+    assert capsys.readouterr().err == (
+        "python -m resnet_jax: unknown command 'trian': did you mean train? "
+        "choose one of convert, export, summary, train\n"
+    )
+    for argv in (["train", "--epochs", "-1"], ["--epochs", "-1"]):
+        assert command(argv, PROG) == 2
+        assert "--epochs -1 is out of range" in capsys.readouterr().err
+
+
+BAD = {
+    "convert": "--out",
+    "convert a.safetensors --out w": "--arch NAME is needed",
+    "convert a.safetensors --arch resnet21 --out w": "unknown architecture 'resnet21': did you mean resnet",
+    "convert a.safetensors --arch resnet32 --out w": "not the weights of resnet32: 60 missing: layer1.3.bn1.bias, ",
+    "convert a.safetensors --arch resnet20 --out full": "--out full exists and is not an empty folder",
+    "convert a.safetensors --arch resnet20 --out full/file": "full/file exists and is not an empty folder",
+    "convert a.safetensors --arch resnet20 --out w --num-classes 3": "--head reset",
+    "convert a.safetensors --arch resnet20 --out w --in-channels 4": "in_channels 4",
+    "convert a.safetensors --arch resnet20 --out w --widht 2": "did you mean --width?",
+    "convert full --arch resnet20 --out w": "full is a folder; give the .safetensors or .pth file in it",
+    "convert none.safetensors --arch resnet20 --out w": "there is no such file",
+    "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
+    "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
+    "convert full --to-torch --out a.pth": "no weights.json there",
+    "export full": "no run is kept there",
+    "export": "the run's folder. (required)",
+    "summary resnet5": "did you mean resnet5",
+    "summary resnet18 --image-size 9": "image size 9x9 is too small",
+    "summary resnet18 --image-size 0": "--image-size 0 must be at least 1",
+    "summary resnet18 --stem smal": "'smal'",
+}
+
+
+@pytest.mark.parametrize("argv", BAD)
+def test_what_cannot_be_is_one_line_and_writes_nothing(argv, capsys):
+    state = write("a.safetensors")
+    safetensors.numpy.save_file({**state, "bn1.bias": np.full(16, np.nan, np.float32)}, "nan.safetensors")
+    Path("bad.safetensors").write_bytes(b"nonsense")
+    Path("full").mkdir()
+    Path("full/file").touch()
+    before = made.snapshot(Path())
+    assert command(argv.split(), PROG) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("python -m resnet_jax")
+    assert BAD[argv].lower() in line.lower()
+    assert made.snapshot(Path()) == before
