@@ -38,7 +38,7 @@ def keep(folder, held, arch="tiny", **options):
 
 def final_variables(run_dir, like):
     with Checkpoints(run_dir, read_only=True) as checkpoints:
-        return checkpoints.restore_variables(checkpoints.latest(), like)
+        return checkpoints.restore_variables(checkpoints.latest() or 0, like)
 
 
 def assert_same(a, b):
