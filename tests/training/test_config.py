@@ -19,7 +19,9 @@ from resnet_jax.training import config as config_module
 from resnet_jax.training.config import DataConfig, OptimConfig, RunConfig, check, from_dict, parse, recipes
 
 PARTS = (Config, DataConfig, OptimConfig, RunConfig)
-FIELDS = [field for part in PARTS for field in dataclasses.fields(part) if field.name not in ("data", "optim", "run")]
+FIELDS = [
+    field for part in PARTS for field in dataclasses.fields(part) if field.name not in ("data", "model", "optim", "run")
+]
 
 
 def refused(*argv: str) -> str:
@@ -147,7 +149,7 @@ def test_every_field_has_a_docstring(part):
     """Not a comment nor the class's own, which tyro would take instead."""
     source = Path(config_module.__file__).read_text()
     body = source.split(f"class {part.__name__}:")[1].split("@dataclasses")[0].split("@property")[0].splitlines()
-    for name in (f.name for f in dataclasses.fields(part) if f.name not in ("data", "optim", "run")):
+    for name in (f.name for f in dataclasses.fields(part) if f.name not in ("data", "model", "optim", "run")):
         (at,) = (i for i, line in enumerate(body) if line.startswith(f"    {name}: "))
         assert body[at + 1].startswith('    """'), name
 

@@ -218,15 +218,16 @@ class Mirror:
 
     axis_name = AXIS
 
-    def apply(self, variables: Any, images: jax.Array, train: bool, mutable: list[str]):
-        return jnp.zeros((len(images), 4)) * variables["params"], {"batch_stats": images}
+    def apply(self, variables: Any, images: jax.Array, train: bool, mutable: list[str], rngs: Any):
+        return jnp.zeros((len(images), 4)) * variables["params"]["w"], {"batch_stats": images}
 
 
 def seen(num_devices: int, seed: int, step: int) -> np.ndarray:
     """The images that a step's network sees, in the order of the batch."""
     model: Any = Mirror()
     optimizer = optax.sgd(0.1)
-    state = TrainState(jnp.int32(step), jnp.zeros(()), None, optimizer.init(jnp.zeros(())))
+    params = {"w": jnp.zeros(())}
+    state = TrainState(jnp.int32(step), params, None, optimizer.init(params))
     see: Any = functools.partial(train_step, model, optimizer, AUGMENTED, seed)
     devices = jax.devices()[:num_devices]
     mapped = jax.pmap(see, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
