@@ -38,6 +38,7 @@ from resnet_jax.training.step import epoch_rows, replicate, shard
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 PEER = Path(__file__).resolve().parent / "torch_peer.py"
+TURN_SECONDS, TURN_STEPS = 0.5, 3  # at least these, of each side in each round
 EPOCH_STEPS = 24  # of the short epochs that are timed whole
 PRECISIONS = ("float32", "bfloat16")
 FLAX = ("float32",)  # plain Flax in bfloat16 is slower still on a CPU
@@ -115,7 +116,7 @@ def make_step(args: argparse.Namespace, precision: Precision) -> Callable[[], ob
 
 
 def side_by_side(args: argparse.Namespace) -> dict[str, object]:
-    """Alternating rounds of every side, one step at a time; the seconds of each step and the ratios of medians."""
+    """Alternating rounds of every side: the median step, in seconds, of each turn, and the ratios of medians."""
     with contextlib.ExitStack() as stack:
         sides = {f"resnet_jax {p}": make_step(args, p) for p in args.precision}
         if args.arch == "resnet18":
@@ -128,17 +129,26 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
             run()
         for _ in range(args.rounds):
             for name, run in sides.items():
-                began = time.perf_counter()
-                run()
-                times[name].append(time.perf_counter() - began)
+                turn(run)  # after seconds of idleness a step is slower, and no training run is like that
+                times[name].append(statistics.median(turn(run)))
     median = {name: statistics.median(values) for name, values in times.items()}
     size = args.image_size
-    print(f"{args.arch}, {size}x{size}, batch {args.batch_size}, n = {args.rounds} steps of each side")
+    print(f"{args.arch}, {size}x{size}, batch {args.batch_size}, n = {args.rounds} turns of each side")
     print("| side | ms a step: median | least | most | images/s |\n| --- | --- | --- | --- | --- |")
     for name, values in times.items():
         cells = [f"{value * 1e3:.0f}" for value in (median[name], min(values), max(values))]
         print(f"| {name} | {' | '.join(cells)} | {args.batch_size / median[name]:.0f} |")
     return {"seconds": times, "ratios": ratios(median)}
+
+
+def turn(run: Callable[[], object]) -> list[float]:
+    """A turn's steps, the seconds of each."""
+    times, began = [], time.perf_counter()
+    while len(times) < TURN_STEPS or time.perf_counter() - began < TURN_SECONDS:
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return times
 
 
 def ratios(median: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The peer in PyTorch: the seed's networks and their training step, served to step.py from a process of its own.
+"""The peer in PyTorch: networks and their training step, served to step.py from a process of its own.
 
 python torch_peer.py ARCH IMAGE_SIZE BATCH_SIZE     reads the name of a mode a line, makes a step, prints its seconds
 
@@ -20,7 +20,6 @@ MODES = {
     "bfloat16 channels_last": (True, True, False),
     "bfloat16 channels_last compiled": (True, True, True),
 }
-STAGES = ((2, 64), (2, 128), (2, 256), (2, 512))
 
 
 class Residual(nn.Module):
@@ -56,15 +55,64 @@ class ResNeXtBlock(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
 
 
-BLOCKS = {"resnet18": Residual, "resnext18": ResNeXtBlock}
+class Small(nn.Module):
+    """The block of the networks for small images; the shortcut pads channels (option A)."""
+
+    def __init__(self, inputs: int, channels: int, strides: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, channels, 3, strides, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn1, self.bn2 = nn.BatchNorm2d(channels), nn.BatchNorm2d(channels)
+        self.strides, self.new = strides, channels - inputs
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        if self.new:
+            before = self.new // 2
+            x = F.pad(x[:, :, :: self.strides, :: self.strides], (0, 0, 0, 0, before, self.new - before))
+        return F.relu(self.bn2(self.conv2(y)) + x)
+
+
+class Bottleneck(nn.Module):
+    """torchvision's block."""
+
+    def __init__(self, inputs: int, channels: int, strides: int):
+        super().__init__()
+        width = channels // 4
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, strides, 1, bias=False)
+        self.conv3 = nn.Conv2d(width, channels, 1, bias=False)
+        self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(c) for c in (width, width, channels))
+        projection = [nn.Conv2d(inputs, channels, 1, strides, bias=False), nn.BatchNorm2d(channels)]
+        self.shortcut = nn.Sequential(*(projection if inputs != channels else []))
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+# name: (block, blocks and channels of each stage)
+NETWORKS = {
+    "resnet18": (Residual, ((2, 64), (2, 128), (2, 256), (2, 512))),
+    "resnext18": (ResNeXtBlock, ((2, 64), (2, 128), (2, 256), (2, 512))),
+    "resnet20": (Small, ((3, 16), (3, 32), (3, 64))),
+    "resnet50": (Bottleneck, ((3, 256), (4, 512), (6, 1024), (3, 2048))),
+}
 
 
 def make_network(arch: str) -> nn.Module:
-    layers: list[nn.Module] = [nn.Conv2d(1, 64, 7, 2, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
-    inputs = 64
-    for stage, (num_blocks, channels) in enumerate(STAGES):
-        for block in range(num_blocks):
-            layers.append(BLOCKS[arch](inputs, channels, 2 if stage and not block else 1))
+    block, stages = NETWORKS[arch]
+    if arch == "resnet20":
+        inputs, stem = 16, nn.Conv2d(1, 16, 3, 1, 1, bias=False)
+    else:
+        inputs, stem = 64, nn.Conv2d(1, 64, 7, 2, 3, bias=arch != "resnet50")
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(inputs), nn.ReLU()]
+    if arch != "resnet20":
+        layers.append(nn.MaxPool2d(3, 2, 1))
+    for stage, (num_blocks, channels) in enumerate(stages):
+        for number in range(num_blocks):
+            layers.append(block(inputs, channels, 2 if stage and not number else 1))
             inputs = channels
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
 

@@ -198,6 +198,7 @@ ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi:
   return Guarded("convolution weight gradient", [&] {
     const Geometry g = Geometry::Of(x, *dw, dy, strides, padding, groups);
     const bool has_bias = dbias->element_count() > 0;
+    ExpectWrites(*dw);
     Call call(g, kBackwardWeights, has_bias);
     const memory gradient = call.WeightsGradient(dw->untyped_data());
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},

@@ -82,12 +82,14 @@ size_t PlanKeyHash::operator()(const PlanKey& key) const {
 }
 
 void ExpectWrites(void* data, size_t bytes) {
-  constexpr size_t kWorthwhile = size_t{512} << 10;
+  constexpr size_t kWorthwhile = size_t{64} << 10;
+  constexpr uintptr_t kHugePage = uintptr_t{2} << 20;
   if (bytes < kWorthwhile) return;
-  static const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
   const uintptr_t first = reinterpret_cast<uintptr_t>(data);
-  const uintptr_t begin = first / page * page, end = (first + bytes + page - 1) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: a refusal changes nothing
+  const uintptr_t begin = first / kHugePage * kHugePage;
+  const uintptr_t end = (first + bytes + kHugePage - 1) / kHugePage * kHugePage;
+  // Advice: a refusal changes nothing, and what is not mapped is passed over.
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
 std::string ShapeText(const ffi::AnyBuffer& buffer) {

@@ -149,8 +149,8 @@ def num_train(config: Config) -> int:
     return config.data.train_images or data.DATASETS[config.data.dataset].num_train
 
 
-def make_model(config: Config, arch: Arch, dtype: Dtype) -> ResNet:
-    """The network of a run, for the step if an axis is named in the config, and for inference all the same."""
+def make_model(config: Config, arch: Arch, dtype: Dtype, axis_name: str | None = None) -> ResNet:
+    """The network of a run. axis_name: where batch statistics are taken over devices, which inference never does."""
     return create_model(
         arch,
         data.DATASETS[config.data.dataset].num_classes,
@@ -161,7 +161,7 @@ def make_model(config: Config, arch: Arch, dtype: Dtype) -> ResNet:
         stochastic_depth=config.model.stochastic_depth,
         remat=config.model.remat,
         dtype=dtype,
-        axis_name=AXIS if config.run.sync_batch_norm else None,
+        axis_name=axis_name,
     )
 
 
@@ -175,7 +175,8 @@ def make_preprocess(config: Config) -> Preprocess:
 def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> Trainer:
     """The model, the optimizer and the steps of a run, and its data on the devices."""
     arch = get_arch(config.arch)
-    model = make_model(config, arch, hardware.pick_dtype(config.run.precision, devices[0]))
+    axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
+    model = make_model(config, arch, hardware.pick_dtype(config.run.precision, devices[0]), axis_name)
     tqdm.write(f"{config.arch} on {hardware.describe(devices, model.dtype)}")
     preprocess = make_preprocess(config)
     steps = num_train(config) // config.batch_size

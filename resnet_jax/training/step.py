@@ -48,6 +48,11 @@ def shard(x: np.ndarray, devices: Sequence[Device]) -> jax.Array:
     return jax.device_put(x, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS)))
 
 
+def across_devices(reduce: Callable, tree: PyTree) -> PyTree:
+    """reduce (psum, pmean) of the tree over all devices. One device is spared it: XLA:CPU would copy every array."""
+    return tree if lax.psum(1, AXIS) == 1 else reduce(tree, AXIS)
+
+
 def loss_and_hits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Each image's cross-entropy in nats, and whether its largest logit is the label's. (N, K), (N,) -> (N,), (N,)."""
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -96,10 +101,10 @@ def train_step(
     # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all.
     # Behind the barrier, XLA cannot fuse a layer's update into the backward pass of the layers before it, which would
     # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them)
-    grads, loss_sum, correct = lax.optimization_barrier(lax.psum((grads, loss_sum, correct), AXIS))
+    grads, loss_sum, correct = lax.optimization_barrier(across_devices(lax.psum, (grads, loss_sum, correct)))
     metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
     if model.axis_name is None:  # each device has statistics of its own: keep their mean
-        batch_stats = lax.pmean(batch_stats, AXIS)
+        batch_stats = across_devices(lax.pmean, batch_stats)
     updates, opt_state = optimizer.update(grads, state.opt_state, params)
     params = state.params | optax.apply_updates(params, updates)
     return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
