@@ -20,13 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
-import plain_flax
 
 from resnet_jax import ops
 from resnet_jax.data import load
@@ -37,16 +36,19 @@ from resnet_jax.training.state import create_state
 from resnet_jax.training.step import epoch_rows, replicate, shard
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
-PEER = Path(__file__).resolve().parent / "torch_peer.py"
+PEERS = Path(__file__).resolve().parent
 TURN_SECONDS, TURN_STEPS = 0.5, 3  # at least these, of each side in each round
 EPOCH_STEPS = 24  # of the short epochs that are timed whole
 PRECISIONS = ("float32", "bfloat16")
-FLAX = ("float32",)  # plain Flax in bfloat16 is slower still on a CPU
+FLAX_MODES = ("float32",)
 TORCH_MODES = ("float32", "float32 channels_last", "bfloat16 channels_last", "bfloat16 channels_last compiled")
 
 
 def main() -> None:
     args = read_flags()
+    if "GLIBC_TUNABLES" not in os.environ:  # as train.py does
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     results = {"machine": machine(), "arch": args.arch, "image_size": args.image_size, "batch_size": args.batch_size}
     print(results["machine"])
     results |= side_by_side(args)
@@ -120,9 +122,9 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
     with contextlib.ExitStack() as stack:
         sides = {f"resnet_jax {p}": make_step(args, p) for p in args.precision}
         if args.arch == "resnet18":
-            sides |= {f"plain Flax {p}": plain_flax.make_step(args.image_size, args.batch_size, p) for p in FLAX}
+            sides |= peer(args, stack, "plain Flax", [sys.executable, str(PEERS / "plain_flax.py")], FLAX_MODES)
         if args.torch_python:
-            sides |= torch_sides(args, stack)
+            sides |= peer(args, stack, "torch", [args.torch_python, str(PEERS / "torch_peer.py")], args.torch_modes)
         times: dict[str, list[float]] = {name: [] for name in sides}
         for run in sides.values():  # compile, and touch all memory once
             run()
@@ -169,11 +171,16 @@ def ratios(median: dict[str, float]) -> dict[str, float]:
     return found
 
 
-def torch_sides(args: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Callable[[], object]]:
-    """PyTorch's steps, made by a process of another environment."""
-    argv = [args.torch_python, str(PEER), args.arch, str(args.image_size), str(args.batch_size)]
+def peer(
+    args: argparse.Namespace, stack: contextlib.ExitStack, name: str, command: list[str], modes: Sequence[str]
+) -> dict[str, Callable[[], object]]:
+    """A peer's steps, made by a process of its own, in the environment that it has without us."""
+    argv = [*command, args.arch, str(args.image_size), str(args.batch_size)]
+    plain = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     process = stack.enter_context(
-        subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=plain
+        )
     )
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
@@ -185,9 +192,9 @@ def torch_sides(args: argparse.Namespace, stack: contextlib.ExitStack) -> dict[s
         stdin.write(f"{mode}\n")
         stdin.flush()
         if not stdout.readline():
-            raise SystemExit(f"the PyTorch process ended in mode {mode}; run {' '.join(argv)} to see why")
+            raise SystemExit(f"the process of {name} ended in mode {mode}; run {' '.join(argv)} to see why")
 
-    return {f"torch {mode}": functools.partial(ask, mode) for mode in args.torch_modes}
+    return {f"{name} {mode}": functools.partial(ask, mode) for mode in modes}
 
 
 def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:

@@ -86,10 +86,7 @@ def in_pytorchs_way(stats, counts):
 def check(case, mode):
     theirs = frozen_of(case, mode)
     logits, stats, gradients = answers(case, mode)
-    # These are float64's numbers. PyTorch's own float32 is off from them by 8e-5 at most, but for resnet152 in training:
-    # there by 1.2e-4 to 2.2e-4 (n = 7: memory layouts, kernels, weights changed in the last place), and ours by 1.4e-4.
-    # It is the convolutions' float32 sums: with those in float64 PyTorch is off by 3e-5, with exact batch statistics by
-    # 1.7e-4, and ours with a two-pass variance by 1.8e-4.
+    # PyTorch's own float32 is off from these float64 numbers by 1.4e-4 in resnet152's training, 8e-5 at most elsewhere
     rtol = max(RTOL, 2 * float(theirs["float32_off"]))
     for key, mine in family.summary(case.name, np.asarray(logits)).items():
         scale = np.abs(theirs["logits"]).max() if key == "logits" else theirs[key][0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnet_jax import ops
-from resnet_jax.ops import plain
+from resnet_jax.ops import plain, xla_cpu
 
 WAYS = [
     "xla",
@@ -88,6 +88,7 @@ def test_conv(way, shape, groups, channels, window, strides, padding, bias, dtyp
     ("size", "inputs", "outputs", "window", "step", "groups"),
     [
         (24, 64, 64, 3, 1, 1),
+        (7, 64, 96, 3, 1, 1),
         (12, 32, 64, 3, 2, 1),
         (12, 32, 64, 1, 2, 1),
         (24, 1, 64, 7, 2, 1),
@@ -109,6 +110,20 @@ def test_conv_of_the_networks(way, dtype, size, inputs, outputs, window, step, g
         [normal(1, 4, size, size, inputs)],
         [normal(2, window, window, inputs // groups, outputs), normal(3, outputs)],
     )
+
+
+@EXAMPLES
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(3, 13), st.integers(3, 13)),
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padding=st.tuples(pads, pads),
+)
+def test_winograd_kernel_gradient(shape, channels, padding):
+    x, kernel = normal(1, *shape, channels[0]), normal(2, 3, 3, *channels)
+    y, gradient = jax.vjp(lambda kernel: plain.conv((1, 1), padding, 1, x, kernel, None), kernel)
+    dy = normal(3, *y.shape)
+    (want,), got = gradient(dy), jax.jit(xla_cpu.winograd_kernel_gradient, static_argnums=0)(padding, x, dy)
+    np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * np.abs(want).max())
 
 
 @pytest.mark.parametrize("way", WAYS)
