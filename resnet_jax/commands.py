@@ -119,6 +119,9 @@ def convert(argv: Sequence[str], prog: str) -> None:
 
 def convert_to_torch(asked: Convert) -> None:
     """Our weights, of a folder or a run's best checkpoint, to PyTorch's file."""
+    fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
+    if given := [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value != vars(fixed)[name]]:
+        raise ConfigError(f"{', '.join(given)}: not with --to-torch, which writes what is there; leave it out")
     weights = weights_of(Path(asked.source))
     if asked.arch not in ("", weights.arch):
         raise ConfigError(f"--arch {asked.arch}: {asked.source} holds {weights.arch}; leave --arch out")

@@ -17,7 +17,10 @@ from resnet_jax.data import builders
 from resnet_jax.training import Stopped, rundir
 
 ROOT = Path(__file__).parents[1]
-GOOD = "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2 --precision float32"
+GOOD = (
+    "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2 --precision float32 "
+    "--learning-rate 0.01 --schedule constant --warmup-epochs 0"
+)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +71,7 @@ IN_A_FOLDER_WITH = {
 
 BAD = {
     "--arch resnet81": "unknown architecture 'resnet81': did you mean resnet18? choose one of resnet101, ",
-    "--config quik": "unknown recipe 'quik': did you mean quick? choose one of quick, resnet18",
+    "--config quik": "unknown recipe 'quik': did you mean quick? choose one of default, finetune, quick, resnet18",
     "--config nowhere.toml": "--config nowhere.toml: there is no such file",
     "--dataset fashion-mnist": "unknown data set 'fashion-mnist': did you mean fashion_mnist? choose one of cifar10, ",
     "--precision float23": "unknown precision 'float23': did you mean float32? choose one of auto, ",

@@ -153,6 +153,7 @@ BAD = {
     "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
     "convert full --to-torch --out a.pth": "no weights.json there",
+    "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
     "export": "the run's folder. (required)",
     "summary resnet5": "did you mean resnet5",

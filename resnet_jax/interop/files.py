@@ -76,9 +76,9 @@ def read_pth(path: Path) -> dict[str, Any]:
         raise InteropError(f"{path}: {NO_TORCH}") from None
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its zip reader, its unpickler and its storages do
+    except Exception:  # whatever its zip reader, unpickler and storages raise; its words advise weights_only=False
         raise InteropError(
-            f"{path}: damaged, or it holds more than tensors, of which nothing was run ({one_line(error)})"
+            f"{path}: damaged, or it holds more than tensors, of which nothing was run; save model.state_dict()"
         ) from None
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]

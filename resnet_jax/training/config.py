@@ -123,7 +123,7 @@ class Config:
     """Train a ResNet or a ResNeXt; configs/NAME.toml gives a recipe's values and flags override them."""
 
     arch: str = "resnet18"
-    """Architecture; its recipe is configs/ARCH.toml where there is one."""
+    """Architecture; its recipe is configs/ARCH.toml, or default.toml where there is none."""
     config: str = ""
     """Another recipe: a name in configs/ or the path of a .toml file."""
     stem: Stem = "auto"
@@ -173,13 +173,14 @@ def parse(argv: Sequence[str], prog: str = "train.py", default: Config | None = 
 def read(argv: Sequence[str], prog: str = "train.py", default: Config | None = None) -> Config:
     """The Config that flags ask for over a recipe's values; ConfigError, of one line, if they cannot be.
 
-    The recipe is --config's, else --arch's own where there is one. A default, the config of a run that goes on,
-    takes the place of --arch's own.
+    The recipe is --config's, else --arch's own where there is one, else finetune with --pretrained and default without.
+    A default, the config of a run that goes on, takes the place of all but --config's.
     """
     asked = _parse(argv, prog)
     recipe = find_recipe(asked.config) if asked.config else None
     if recipe is None and default is None:
-        recipe = recipes().get(asked.arch)
+        known = recipes()
+        recipe = known.get(asked.arch) or known.get("finetune" if asked.model.pretrained else "default")
     flags = recipe_flags(recipe) if recipe else []
     try:  # alone first, so that an error names the file
         _parse(flags, prog)

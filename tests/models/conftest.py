@@ -1,4 +1,4 @@
-"""The models are held to PyTorch's numbers with XLA's kernels; tests/ops holds the other kernels to XLA's.
+"""The models are held to PyTorch's numbers with XLA's kernels, the other kernels to XLA's (test_kernels.py, tests/ops).
 
 Whole networks at 28x28 turn on the last digit: batch norm over a handful of 1x1 pixels amplifies it until a ReLU flips.
 """

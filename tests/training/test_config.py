@@ -13,7 +13,7 @@ import tyro
 from made import change
 
 import resnet_jax
-from resnet_jax import Config, load_recipe
+from resnet_jax import Config, list_models, load_recipe
 from resnet_jax.errors import ConfigError
 from resnet_jax.training import config as config_module
 from resnet_jax.training.config import DataConfig, OptimConfig, RunConfig, check, from_dict, parse, recipes
@@ -38,7 +38,7 @@ def refused(*argv: str) -> str:
 def test_the_recipes_are_the_files_of_configs():
     root = Path(resnet_jax.__file__).parents[1]
     assert recipes() == {path.stem: path for path in (root / "configs").glob("*.toml")}
-    assert {"quick", "resnet18"} <= set(recipes())
+    assert {"default", "finetune", "quick", "resnet18"} <= set(recipes())
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
@@ -56,8 +56,17 @@ def test_the_chapters_recipe():
     assert parse([]) == parse(["--arch", "resnet18"]) == dataclasses.replace(config, config="")
 
 
-def test_an_architecture_without_a_recipe_has_the_defaults():
-    assert parse(["--arch", "resnext18"]) == Config(arch="resnext18")
+@pytest.mark.parametrize("arch", sorted(set(list_models()) - set(recipes())))
+def test_an_architecture_without_a_recipe_has_that_of_all(arch):
+    """As the papers train small networks; and at a tenth of the rate from weights that have been trained."""
+    config = parse(["--arch", arch])
+    assert config == dataclasses.replace(load_recipe("default"), arch=arch, config="")
+    assert config.optim == OptimConfig(0.1, "cosine", 0.5, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    tuned = parse(["--arch", arch, "--pretrained", "weights"])
+    finetune = dataclasses.replace(load_recipe("finetune"), arch=arch, config="")
+    assert tuned == change(finetune, pretrained="weights")
+    assert tuned.optim == OptimConfig(0.01, "cosine", 0.5, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    assert parse(["--arch", arch, "--pretrained", "weights", "--config", "default"]).optim == config.optim
 
 
 def test_flags_override_a_recipe(tmp_path):
