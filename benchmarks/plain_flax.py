@@ -1,8 +1,8 @@
 """The peer in plain Flax: the seed's ResNet-18 and its step as one would write them by hand, with no data work.
 
-python plain_flax.py resnet18 IMAGE_SIZE BATCH_SIZE     a line in: a mode; a step; a line out: its seconds
+python plain_flax.py resnet18 IMAGE_SIZE BATCH_SIZE   reads the name of a mode a line, makes a step, prints its seconds
 
-A process of its own, in the environment that Python gives: it has none of what train.py and resnet_jax set.
+It is a process of its own, so that it has none of what train.py and resnet_jax set.
 """
 
 import sys

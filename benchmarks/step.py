@@ -38,6 +38,7 @@ from resnet_jax.training.step import epoch_rows, replicate, shard
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 PEERS = Path(__file__).resolve().parent
 TURN_SECONDS, TURN_STEPS = 0.5, 3  # at least these, of each side in each round
+STARTED_OVER, LARGE_PAGES = "resnet_jax_pages", "glibc.malloc.hugetlb=1"
 EPOCH_STEPS = 24  # of the short epochs that are timed whole
 PRECISIONS = ("float32", "bfloat16")
 FLAX_MODES = ("float32",)
@@ -46,9 +47,9 @@ TORCH_MODES = ("float32", "float32 channels_last", "bfloat16 channels_last", "bf
 
 def main() -> None:
     args = read_flags()
-    if "GLIBC_TUNABLES" not in os.environ:  # as train.py does
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    if "GLIBC_TUNABLES" not in os.environ and STARTED_OVER not in sys._xoptions:  # as train.py does
+        again = [sys.executable, "-X", STARTED_OVER, *sys.orig_argv[1:]]
+        os.execve(sys.executable, again, os.environ | {"GLIBC_TUNABLES": LARGE_PAGES})
     results = {"machine": machine(), "arch": args.arch, "image_size": args.image_size, "batch_size": args.batch_size}
     print(results["machine"])
     results |= side_by_side(args)
@@ -69,6 +70,7 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: 9)")
     parser.add_argument("--torch-python", help="a Python with torch, to measure against")
     parser.add_argument("--torch-modes", nargs="+", default=TORCH_MODES, help="of torch_peer.py")
+    parser.add_argument("--pages-for-all", action="store_true", help="2 MiB pages for the peers too")
     parser.add_argument("--run", action="store_true", help="measure the command too")
     parser.add_argument("--json", help="write the figures to this file too")
     return parser.parse_args()
@@ -171,26 +173,40 @@ def ratios(median: dict[str, float]) -> dict[str, float]:
     return found
 
 
+def users_environment() -> dict[str, str]:
+    """The environment without what main has put into it."""
+    ours = STARTED_OVER in sys._xoptions
+    return {key: value for key, value in os.environ.items() if not (ours and key == "GLIBC_TUNABLES")}
+
+
 def peer(
     args: argparse.Namespace, stack: contextlib.ExitStack, name: str, command: list[str], modes: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
-    """A peer's steps, made by a process of its own, in the environment that it has without us."""
+    """A peer's steps, made by a process of its own."""
     argv = [*command, args.arch, str(args.image_size), str(args.batch_size)]
-    plain = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     process = stack.enter_context(
         subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=plain
+            argv,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=dict(os.environ) if args.pages_for_all else users_environment(),
         )
     )
     stdin, stdout = process.stdin, process.stdout
     assert stdin is not None
     assert stdout is not None
     stack.callback(stdin.close)
-    print(f"peer: {stdout.readline().strip()}")
+    hello = stdout.readline().strip()
+    if not hello:
+        raise SystemExit(f"the process of {name} does not start; run {' '.join(argv)} to see why")
+    print(f"peer: {hello}{', with 2 MiB pages' if args.pages_for_all else ''}")
 
     def ask(mode: str) -> None:
-        stdin.write(f"{mode}\n")
-        stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(f"{mode}\n")
+            stdin.flush()
         if not stdout.readline():
             raise SystemExit(f"the process of {name} ended in mode {mode}; run {' '.join(argv)} to see why")
 
@@ -247,7 +263,7 @@ def command(args: argparse.Namespace) -> dict[str, float]:
             argv += ["--train-images", str(4 * args.batch_size), "--test-images", str(args.batch_size)]
             argv += ["--run-dir", f"{folder}/{cache}"]
             began = time.perf_counter()
-            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            environment = users_environment() | {"XDG_CACHE_HOME": folder}
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
             assert process.stdout is not None
             for line in process.stdout:

@@ -1,6 +1,7 @@
 """The command: what it prints and writes, and that whatever cannot be is one line on stderr and exit code 2."""
 
 import os
+import runpy
 import shlex
 import signal
 import subprocess
@@ -289,6 +290,39 @@ def test_help(tmp_path):
     assert (run.returncode, run.stderr) == (0, "")
     assert run.stdout.startswith("usage: train.py")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "tunables", "enabled", "starts_over"),
+    [
+        ([str(ROOT / "train.py"), "--epochs", "1"], None, "always [madvise] never", True),
+        ([str(ROOT / "train.py")], "", "always [madvise] never", False),
+        ([str(ROOT / "train.py")], None, "[always] madvise never", False),
+        ([str(ROOT / "train.py")], None, None, False),
+        (["-X", "resnet_jax_pages", str(ROOT / "train.py")], None, "always [madvise] never", False),
+        (["-m", "ipykernel_launcher"], None, "always [madvise] never", False),
+    ],
+    ids=["asked", "tunables of one's own", "pages for all", "no Linux", "started over", "in a notebook"],
+)
+def test_large_pages(words, tunables, enabled, starts_over, monkeypatch, tmp_path):
+    """train.py starts Python over, once, with the same words, and only where it is what Python was started with."""
+    module = runpy.run_path(str(ROOT / "train.py"))
+    pages, started = tmp_path / "enabled", []
+    if enabled:
+        pages.write_text(enabled)
+    monkeypatch.setitem(module["use_large_pages"].__globals__, "PAGES", pages)
+    monkeypatch.setattr(sys, "orig_argv", ["python", *words])
+    monkeypatch.setattr(sys, "_xoptions", {"resnet_jax_pages": True} if "-X" in words else {})
+    monkeypatch.setattr(sys, "gettrace", lambda: None)  # a coverage tool's
+    monkeypatch.setattr(os, "execve", lambda *call: started.append(call))
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables is not None:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    module["use_large_pages"]()
+    assert len(started) == starts_over
+    for program, argv, environment in started:
+        assert (program, argv) == (sys.executable, [sys.executable, "-X", "resnet_jax_pages", *words])
+        assert environment == os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @pytest.mark.real_data

@@ -83,9 +83,9 @@ class PlanCache {
   std::unordered_map<PlanKey, std::unique_ptr<Plan>, PlanKeyHash> plans_;
 };
 
-// Asks for 2 MiB pages under a large buffer that is about to be written, to the ends of the pages that it begins and
-// ends in. XLA maps its temporary memory anew each step; with 4 KiB pages the kernel spent a tenth of a ResNet-18 step
-// at 96x96, and a third at 28x28, handing them out one by one.
+// Asks for 2 MiB pages (x86-64's) under a buffer of 64 KiB or more that is about to be written, and so for what else
+// lies on the pages that it begins and ends on. XLA maps its temporary memory anew each step; with 4 KiB pages the kernel
+// spent a tenth of a ResNet-18 step at 96x96, and a third at 28x28, handing them out one by one.
 void ExpectWrites(void* data, size_t bytes);
 
 template <typename Buffer>

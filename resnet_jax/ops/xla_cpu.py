@@ -25,15 +25,18 @@ WINOGRAD_IMAGE = np.array(
         [0, -2, -1, 2, 1, 0],
         [0, 2, -1, -2, 1, 0],
         [0, 4, 0, -5, 0, 1],
-    ]
+    ],
+    np.float32,
 )
-WINOGRAD_KERNEL = np.array(
-    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32
-) / np.float32(24)
-WINOGRAD_OUT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
-# where it was faster (batch 128): 24x24 with 64 channels 58 ms -> 30, 12x12 with 128 36 -> 12, 6x6 with 256 25 -> 17,
-# 7x7 with 64 4.1 -> 3.2; and where not: 24x24 with 32 channels, 4x4 and 3x3 images
-WINOGRAD_CHANNELS, WINOGRAD_SIDE = 64, 5
+WINOGRAD_KERNEL = (
+    np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32) / 24
+).astype(np.float32)
+WINOGRAD_OUT = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32
+)
+# where it was faster (batch 128, least of 4, 2 cores): 24x24 with 64 channels 58 ms -> 30, 12x12 with 128 36 -> 12, 6x6
+# with 256 25 -> 17, 7x7 with 64 4.1 -> 3.2; and where slower: 24x24 with 32 channels, 4x4 and 3x3 images (128 tiles)
+WINOGRAD_CHANNELS, WINOGRAD_TILES = 64, 512
 
 
 def sum_rows(x: Array) -> Array:
@@ -106,10 +109,14 @@ def _conv_backward(strides, padding, groups, saved, dy):
 
 
 def _kernel_gradient(strides, padding, groups, x: Array, kernel: Array, dy: Array) -> Array:
-    """As a matrix product where the product's inner dimension is short: 1x1 kernels, one-channel images."""
+    """In Winograd's form for wide 3x3 kernels on many tiles.
+
+    As a matrix product where the product's inner dimension is short: 1x1 kernels, one-channel images.
+    """
     height, width, inputs, outputs = kernel.shape
-    wide = min(inputs, outputs) >= WINOGRAD_CHANNELS and min(dy.shape[1:3]) >= WINOGRAD_SIDE
-    if wide and groups == 1 and (height, width) == (3, 3) and strides == (1, 1) and x.size:
+    plain_3x3 = (height, width) == (3, 3) and strides == (1, 1) and groups == 1
+    tiles = dy.shape[0] * -(-dy.shape[1] // 4) * -(-dy.shape[2] // 4)
+    if plain_3x3 and min(inputs, outputs) >= WINOGRAD_CHANNELS and tiles >= WINOGRAD_TILES:
         return winograd_kernel_gradient(padding, x, dy)
     if groups > 1 or x.size == 0 or (inputs > 1 and height * width > 1):
         how = partial(plain.conv, strides, padding, groups, bias=None)
@@ -128,7 +135,7 @@ def winograd_kernel_gradient(padding, x: Array, dy: Array) -> Array:
 
     The convolution is out(kernel(k) * image(x)), each a linear map along H and W, on tiles of 4x4 outputs; so the
     kernel's gradient is kernel^T(image(x) * out^T(dy)), summed over tiles. Rounding errors reach 1e-5 of its largest
-    value, where the direct sum's reach 1e-6.
+    value, where the direct sum's reach 4e-6.
     Source: arXiv:1509.09308, section 4.3.
     """
     (_, height, width, outputs), inputs = dy.shape, x.shape[3]
@@ -138,7 +145,7 @@ def winograd_kernel_gradient(padding, x: Array, dy: Array) -> Array:
     x = lax.pad(x, jnp.float32(0), ((0, 0, 0), (top, bottom + below, 0), (left, far + right, 0), (0, 0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, below), (0, right), (0, 0)))
     images, gradients = _transform(WINOGRAD_IMAGE, x, rows, 1), _transform(WINOGRAD_OUT.T, dy, rows, 1)
-    # or XLA computes each row of tiles once more for each of its columns
+    # without the barrier XLA fuses the rows' maps into the columns' and computes them once for each place in a column
     images, gradients = lax.optimization_barrier((images, gradients))
     products = []
     for image, gradient in zip(images, gradients, strict=True):
@@ -152,7 +159,7 @@ def winograd_kernel_gradient(padding, x: Array, dy: Array) -> Array:
 
 
 def _transform(matrix: np.ndarray, x: Array, tiles: int, axis: int) -> list[Array]:
-    """matrix @ each window of x along the axis, windows 4 apart; a result for each row of the matrix."""
+    """matrix @ each window of x along the axis, as long as its rows and 4 apart; a result for each of its rows."""
     places = [lax.slice_in_dim(x, i, i + 4 * (tiles - 1) + 1, 4, axis) for i in range(matrix.shape[1])]
     return [reduce(jnp.add, (float(k) * x for k, x in zip(row, places, strict=True) if k)) for row in matrix]
 

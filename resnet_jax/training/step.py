@@ -100,7 +100,8 @@ def train_step(
     grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(params)
     # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all.
     # Behind the barrier, XLA cannot fuse a layer's update into the backward pass of the layers before it, which would
-    # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them)
+    # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them).
+    # One device has nothing to wait for, and the barrier costs it nothing
     grads, loss_sum, correct = lax.optimization_barrier(across_devices(lax.psum, (grads, loss_sum, correct)))
     metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
     if model.axis_name is None:  # each device has statistics of its own: keep their mean

@@ -88,7 +88,6 @@ def test_conv(way, shape, groups, channels, window, strides, padding, bias, dtyp
     ("size", "inputs", "outputs", "window", "step", "groups"),
     [
         (24, 64, 64, 3, 1, 1),
-        (7, 64, 96, 3, 1, 1),
         (12, 32, 64, 3, 2, 1),
         (12, 32, 64, 1, 2, 1),
         (24, 1, 64, 7, 2, 1),
@@ -124,6 +123,22 @@ def test_winograd_kernel_gradient(shape, channels, padding):
     dy = normal(3, *y.shape)
     (want,), got = gradient(dy), jax.jit(xla_cpu.winograd_kernel_gradient, static_argnums=0)(padding, x, dy)
     np.testing.assert_allclose(got, want, rtol=0, atol=3e-5 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "chosen"),
+    [((128, 24, 24, 64), 64, True), ((128, 24, 24, 32), 64, False), ((128, 4, 4, 64), 64, False)],
+)
+def test_where_winograd_is_chosen(shape, features, chosen):
+    """36 products, one for each place of a transformed tile, and of no other size."""
+
+    def loss(kernel, x):
+        return ops.conv(x, kernel, padding=((1, 1), (1, 1))).sum()
+
+    x, kernel = jax.ShapeDtypeStruct(shape, jnp.float32), jax.ShapeDtypeStruct((3, 3, shape[3], features), jnp.float32)
+    with ops.cpu_kernels("xla"):
+        text = jax.jit(jax.grad(loss)).lower(kernel, x).as_text()
+    assert (text.count("stablehlo.dot_general") >= 36) == chosen
 
 
 @pytest.mark.parametrize("way", WAYS)
