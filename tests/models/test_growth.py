@@ -25,7 +25,7 @@ FORMS = {
     "resnet18": ((1, 64), (2, 16)),
     "resnext18": ((2, 64), (1, 32)),
     "tv_resnet18": ((2, 64), (1, 16)),
-    "resnet50": ((1, 32), (2, 64)),
+    "resnet50": ((1, 48), (2, 64)),
     "resnext50_32x4d": ((1, 64), (2, 128)),
     "resnet20": ((1, 16), (2, 32)),
     "wrn_16_4": ((1, 16), (2, 32)),
@@ -53,9 +53,9 @@ def logits(arch, variables, x=X, **options):
     return jax.jit(run, compiler_options=flax_side.RUN_ONCE)(variables)
 
 
-def assert_same_function(ours, theirs):
-    for mode, mine, wanted in zip(("eval", "train"), ours, theirs, strict=True):
-        np.testing.assert_allclose(mine, wanted, rtol=0, atol=RTOL * np.abs(wanted).max(), err_msg=mode)
+def assert_same_function(ours, theirs, train_rtol=RTOL):
+    for mode, mine, wanted, rtol in zip(("eval", "train"), ours, theirs, (RTOL, train_rtol), strict=True):
+        np.testing.assert_allclose(mine, wanted, rtol=0, atol=rtol * np.abs(wanted).max(), err_msg=mode)
     assert np.abs(ours[0] - ours[1]).max() > 0.01 * np.abs(ours[0]).max()  # the modes are not one
 
 
@@ -223,7 +223,7 @@ def test_what_does_not_nest():
     variables = variables_of("resnet32", width=0.5)
     with pytest.raises(ConfigError, match="resnet20 has 3 blocks in stage 1 and the smaller network 5"):
         embed(variables, "resnet20", width=0.5)
-    with pytest.raises(ConfigError, match=r"not the variables of resnet44.* is \(8,\), its own \(16,\)"):
+    with pytest.raises(ConfigError, match=r"of resnet44: params/head/kernel is \(32, 10\), its own \(64"):
         embed(variables, "resnet44")
     with pytest.raises(ConfigError, match=r"resnet34 has 3 blocks in stage 4 and the smaller network 0"):
         embed(variables_of(dataclasses.replace(ARCHS["resnet18"], stages=((2, 64),) * 3), width=0.125), "resnet34")
@@ -243,14 +243,15 @@ def test_a_wider_network_computes_the_same(name, squeeze_excitation):
     variables = variables_of(arch, **options)
     wider, grown = arch, variables
     for stage, (_, channels) in enumerate(arch.stages, start=1):
-        wider, grown = widen(wider, grown, stage, 3 * channels if stage == 2 else 3 * channels // 2, key=KEY)
+        wider, grown = widen(wider, grown, stage, (stage + 1) * channels, key=KEY)
         wider, grown = (wider, grown) if stage == 1 else insert_block(wider, grown, stage, key=KEY)
-    first, last = arch.stages[0][1] * 3 // 2, arch.stages[1][1] * 3
+    first, last = arch.stages[0][1] * 2, arch.stages[1][1] * 3
     assert [channels for _, channels in wider.stages] == [first, last]
     assert wider.stem_channels == (arch.stem_channels if arch.stem_channels != arch.stages[0][1] else first)
     assert wider.name == f"{name}-{wider.stages[0][0]}-{wider.stages[1][0]}-w{first}-{last}"
     assert shapes(grown) == own_shapes(wider, **options)
-    assert_same_function(logits(wider, grown, **options), logits(arch, variables, **options))
+    # sums are added in another order, and batch norm of 32 numbers a channel makes more of it
+    assert_same_function(logits(wider, grown, **options), logits(arch, variables, **options), train_rtol=3 * RTOL)
 
 
 def test_copies_are_copies_and_shares_sum_to_one():
@@ -289,7 +290,7 @@ def test_widths_of_a_narrower_network():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet20", (3, 128), "resnet20 cannot be widened: its shortcuts pad the channels"),
+        ("resnet20", (2, 128), "resnet20 cannot be widened: its shortcuts pad the channels"),
         ("resnet18", (3, 128), "stage 3: resnet18 has 2 stages"),
         ("resnet18", (2, 16), "channels 16: stage 2 of resnet18 has 16; give more"),
         ("resnet50", (1, 64), "channels 64: the stem has as many"),
