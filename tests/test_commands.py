@@ -145,6 +145,10 @@ def test_a_grown_cosine_run_says_what_it_needs(run_dir, tmp_path, capsys):
     assert out == "tiny-2-1, after epoch 1 of 1: a; to train it further, grow with --epochs MORE\n"
     out = says("grow run --stage 1 --out b --epochs 3", capsys)
     assert out == "tiny-2-1, after epoch 1 of 3: b; train.py --resume --run-dir b\n"
+    assert command(["--resume", "--run-dir", "b"], PROG) == 0
+    rates = [row["learning_rate"] for row in made.read_rows(Path("b"))]
+    cosine = (1 + np.cos(np.pi * (9 - 1 - 2) / (9 - 2))) / 2  # 9 steps, 2 of them warm-up: 1.5, rounded
+    assert rates[-1] == pytest.approx(0.05 * cosine, rel=1e-5)
 
 
 def test_summary(capsys):

@@ -42,19 +42,20 @@ def variables_of(arch, **options):
     return flax_side.variables(create_model(arch, **options), (1, 32, 32, 3))
 
 
-def logits(arch, variables, x=X, **options):
-    """In evaluation and in training."""
+def logits(arch, variables, x=X, jit=False, **options):
+    """In evaluation and in training. Without jit XLA compiles each operation alone, so their order is the network's."""
     model = create_model(arch, **options)
 
     def run(variables):
         modes = (flax_side.apply(model, variables, x, train=train, mutable=["batch_stats"]) for train in (False, True))
         return tuple(out for out, _ in modes)
 
-    return jax.jit(run, compiler_options=flax_side.RUN_ONCE)(variables)
+    return jax.jit(run)(variables) if jit else run(variables)
 
 
-def assert_same_function(ours, theirs, train_rtol=RTOL):
-    for mode, mine, wanted, rtol in zip(("eval", "train"), ours, theirs, (RTOL, train_rtol), strict=True):
+def assert_same_function(ours, theirs, *rtols):
+    """rtols: of the logits' scale, in evaluation and in training."""
+    for mode, mine, wanted, rtol in zip(("eval", "train"), ours, theirs, rtols, strict=True):
         np.testing.assert_allclose(mine, wanted, rtol=0, atol=rtol * np.abs(wanted).max(), err_msg=mode)
     assert np.abs(ours[0] - ours[1]).max() > 0.01 * np.abs(ours[0]).max()  # the modes are not one
 
@@ -73,7 +74,7 @@ def own_shapes(arch, **options):
 
 @pytest.mark.parametrize(("name", "squeeze_excitation"), [*((name, False) for name in FORMS), *SQUEEZED])
 def test_a_deeper_network_computes_the_same(name, squeeze_excitation):
-    """In both stages, at the end and in between, and first in a stage that does not project."""
+    """To the bit: in both stages, at the end and in between, and first in a stage that does not project."""
     options, arch = {"squeeze_excitation": squeeze_excitation}, small(name)
     variables = variables_of(arch, **options)
     deeper, grown = insert_block(arch, variables, stage=1, key=KEY)
@@ -82,7 +83,7 @@ def test_a_deeper_network_computes_the_same(name, squeeze_excitation):
         deeper, grown = insert_block(deeper, grown, 1, 1, key=KEY)
     assert shapes(grown) == own_shapes(deeper, **options)
     assert deeper.name == name + "".join(f"-{blocks}" for blocks, _ in deeper.stages)
-    assert_same_function(logits(deeper, grown, **options), logits(arch, variables, **options))
+    assert_same_function(logits(deeper, grown, **options), logits(arch, variables, **options), 0, 0)
 
 
 def test_old_leaves_are_passed_on_and_new_ones_drawn():
@@ -106,7 +107,7 @@ def test_old_leaves_are_passed_on_and_new_ones_drawn():
     assert np.any(other["params"]["stage1"]["block2"]["conv1"]["kernel"] != block["conv1"]["kernel"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "wrn_16_4"])
+@pytest.mark.parametrize("name", ["resnext50_32x4d", "wrn_16_4"])
 def test_gradients_of_old_weights_stay_and_new_ones_learn(name):
     """So the first step after growth changes old weights as it would have without."""
 
@@ -251,7 +252,7 @@ def test_a_wider_network_computes_the_same(name, squeeze_excitation):
     assert wider.name == f"{name}-{wider.stages[0][0]}-{wider.stages[1][0]}-w{first}-{last}"
     assert shapes(grown) == own_shapes(wider, **options)
     # sums are added in another order, and batch norm of 32 numbers a channel makes more of it
-    assert_same_function(logits(wider, grown, **options), logits(arch, variables, **options), train_rtol=3 * RTOL)
+    assert_same_function(logits(wider, grown, **options), logits(arch, variables, **options), RTOL, 3 * RTOL)
 
 
 def test_copies_are_copies_and_shares_sum_to_one():
@@ -322,12 +323,11 @@ REAL = [
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", REAL)
 def test_the_same_function_of_1000_real_images(name):
-    """The table's own depths, an eighth as wide (a quarter for groups); in both modes, in batches of 250."""
+    """The table's own depths, an eighth as wide (a quarter for groups), in both modes."""
     from resnet_jax.data import load
 
-    width = 0.25 if "resnext50" in name else 0.125
-    images = load("fashion_mnist", log=print).test.images[:1000].astype(np.float32) / 255
-    x = images.reshape(4, 250, 28, 28, 1)
+    width = 0.25 if "resnext" in name else 0.125
+    x = load("fashion_mnist", log=print).test.images[:1000].astype(np.float32) / 255
     options = {"width": width, "stem": "small"}
     held = flax_side.variables(create_model(name, **options), (1, 28, 28, 1))
     stage = len(get_arch(name).stages)
@@ -335,14 +335,11 @@ def test_the_same_function_of_1000_real_images(name):
     if not get_arch(name).pad_shortcut:
         channels = get_arch(name).stages[-1][1] * 2
         nets["wider"] = widen(name, held, stage, channels, key=KEY, width=width)
-    out = {
-        kind: [np.concatenate(mode) for mode in zip(*(logits(arch, v, part, **options) for part in x), strict=True)]
-        for kind, (arch, v) in nets.items()
-    }
+    out = {kind: logits(arch, variables, x, jit=True, **options) for kind, (arch, variables) in nets.items()}
     for kind in nets.keys() - {"old"}:
         off = [np.abs(a - b).max() / np.abs(b).max() for a, b in zip(out[kind], out["old"], strict=True)]
         print(f"{name} {kind}: off by {off[0]:.1e} in evaluation and {off[1]:.1e} in training, of the scale")
-        assert_same_function(out[kind], out["old"])
+        assert_same_function(out[kind], out["old"], RTOL, RTOL if kind == "deeper" else 3 * RTOL)
 
 
 GROW_152 = """
