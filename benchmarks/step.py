@@ -29,6 +29,7 @@ import numpy as np
 
 from resnet_jax import ops
 from resnet_jax.data import load
+from resnet_jax.models import get_arch
 from resnet_jax.ops.select import CHOICES
 from resnet_jax.training import loop
 from resnet_jax.training.config import Config, DataConfig, Precision, RunConfig
@@ -106,7 +107,7 @@ def make_step(args: argparse.Namespace, precision: Precision) -> Callable[[], ob
     config = config_of(args, precision)
     ops.use_cpu_kernels(args.cpu_kernels)
     devices = jax.local_devices()
-    trainer = loop.make_trainer(config, devices, load("fashion_mnist", log=lambda _: None))
+    trainer = loop.make_trainer(config, get_arch(config.arch), devices, load("fashion_mnist", log=lambda _: None))
     size = config.image_size
     state = replicate(create_state(trainer.model, trainer.optimizer, 0, (size, size, 1)), devices)
     rows = shard(epoch_rows(0, 0, loop.num_train(config), config.batch_size, len(devices)), devices)

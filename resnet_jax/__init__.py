@@ -10,9 +10,12 @@ from resnet_jax.models import (
     ResNet18,
     ResNeXtBlock,
     create_model,
+    embed,
+    insert_block,
     layer_summary,
     list_models,
     multiply_adds,
+    widen,
 )
 from resnet_jax.training import Config, fit, load, load_recipe
 
@@ -26,12 +29,15 @@ __all__ = [
     "ResNet18",
     "Residual",
     "create_model",
+    "embed",
     "fit",
     "from_torch",
+    "insert_block",
     "layer_summary",
     "list_models",
     "load",
     "load_recipe",
     "multiply_adds",
     "to_torch",
+    "widen",
 ]

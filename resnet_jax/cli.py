@@ -70,6 +70,7 @@ def read_flags(argv: Sequence[str], prog: str) -> Config:
 COMMANDS: dict[str, Run] = {
     "convert": commands.convert,
     "export": commands.export,
+    "grow": commands.grow,
     "summary": commands.summary,
     "train": train,
 }

@@ -1,4 +1,4 @@
-"""What the command does beside training: convert, export, summary. Each has its flags in a dataclass."""
+"""What the command does beside training: convert, export, grow, summary. Each has its flags in a dataclass."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from resnet_jax.interop import (
     write_state_dict,
 )
 from resnet_jax.interop.export import PLATFORMS, export_program
-from resnet_jax.models import create_model, layer_summary, multiply_adds
-from resnet_jax.training import load
+from resnet_jax.models import Arch, create_model, get_arch, layer_summary, multiply_adds
+from resnet_jax.training import grow_run, load
 from resnet_jax.training.config import parse_as
 from resnet_jax.training.rundir import CONFIG_FILE
 
@@ -63,6 +63,24 @@ class Export:
     """The run's folder."""
     out: str = ""
     """The file to write. Empty: RUN_DIR/predict.jax_export."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grow:
+    """Make a run with a deeper network of a run: its latest checkpoint with new blocks that are the identity."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run's folder. It stays as it is."""
+    out: str
+    """The folder to make, for --resume --run-dir."""
+    stage: int
+    """The stage that the blocks come into, from 1."""
+    blocks: int = 1
+    """How many."""
+    position: int | None = None
+    """Which block of the stage the first of them will be, from 1. None: they come at its end."""
+    epochs: int | None = None
+    """Epochs of the new run in all; a cosine schedule is laid out for them. None: those of the old one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,23 +140,24 @@ def convert_to_torch(asked: Convert) -> None:
     fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
     if given := [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value != vars(fixed)[name]]:
         raise ConfigError(f"{', '.join(given)}: not with --to-torch, which writes what is there; leave it out")
-    weights = weights_of(Path(asked.source))
-    if asked.arch not in ("", weights.arch):
-        raise ConfigError(f"--arch {asked.arch}: {asked.source} holds {weights.arch}; leave --arch out")
-    state_dict = to_torch(weights.variables, weights.arch, **weights.options)
+    arch, options, variables = weights_of(Path(asked.source))
+    if asked.arch not in ("", arch.name):
+        raise ConfigError(f"--arch {asked.arch}: {asked.source} holds {arch.name}; leave --arch out")
+    state_dict = to_torch(variables, arch, **options)
     write_state_dict(asked.out, state_dict)
-    print(f"{weights.arch}, {len(state_dict)} tensors: {asked.out}")
+    print(f"{arch.name}, {len(state_dict)} tensors: {asked.out}")
 
 
-def weights_of(folder: Path) -> Weights:
-    """The weights in a folder of converted ones, or of a run's best checkpoint."""
+def weights_of(folder: Path) -> tuple[Arch, dict[str, Any], dict[str, Any]]:
+    """The network, create_model's options and the variables of a folder of weights, or a run's best checkpoint."""
     if not (folder / CONFIG_FILE).is_file():
-        return load_weights(folder)
+        weights = load_weights(folder)
+        return get_arch(weights.arch), weights.options, weights.variables
     predictor = load(folder)
     config = predictor.config
     options = {"stem": config.stem_form, "width": config.model.width}
     options |= {"squeeze_excitation": config.model.squeeze_excitation}
-    return Weights(config.arch, options, predictor.variables)
+    return predictor.arch, options, predictor.variables
 
 
 def check_empty(folder: Path) -> None:
@@ -156,6 +175,17 @@ def export(argv: Sequence[str], prog: str) -> None:
     shape = ", ".join(map(str, predictor.image_shape))
     print(f"{path}: {size:,} bytes for {', '.join(PLATFORMS)}; uint8 (N, {shape}) to probabilities of")
     print(f"{', '.join(predictor.class_names)}. To run it: jax.export.deserialize(bytearray(content)).call(images)")
+
+
+def grow(argv: Sequence[str], prog: str) -> None:
+    """A run of another one's network, with blocks more."""
+    asked = parse_as(Grow, argv, prog)
+    arch, config, done = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
+    how = f"train.py --resume --run-dir {asked.out}"
+    if done == config.epochs:
+        cosine = config.optim.schedule == "cosine"  # ends where it was laid out to, at a rate of 0
+        how = "to train it further, grow with --epochs MORE" if cosine else f"{how} --epochs MORE"
+    print(f"{arch.name}, after epoch {done} of {config.epochs}: {asked.out}; {how}")
 
 
 def summary(argv: Sequence[str], prog: str) -> None:

@@ -81,6 +81,14 @@ BAD = {
     "--epochs -1": "--epochs -1 is out of range: it must be finite and at least 1",
     "--momentum 1.5": "--momentum 1.5 must be below 1",
     "--learning-rate nan": "--learning-rate nan is out of range",
+    "--grow 3": "--grow '3' is not EPOCH:STAGE, or several with commas between; such as 5:3,10:4",
+    "--grow 2:2,": "--grow '2:2,' is not EPOCH:STAGE",
+    "--grow 2:-1": "--grow '2:-1' is not EPOCH:STAGE",
+    "--grow 1:2": "--grow 1:2: epoch 1 is none of 2 to 2, of --epochs",
+    "--grow 3:2": "--grow 3:2: epoch 3 is none of 2 to 2, of --epochs",
+    "--grow 2:3": "--grow 2:3: tiny has no stage 3; use 1 to 2",
+    "--grow 2:0": "--grow 2:0: tiny has no stage 0",
+    "--epochs 4 --grow 3:1,2:1": "--grow 3:1,2:1: the epochs are out of order; give the earliest first",
     "--batch-size 0": "--batch-size 0 is out of range: it must be finite and at least 1",
     "--batch-size 54": "--batch-size 54 is more than the 52 training images; use at most 52",
     "--batch-size 18 --train-images 16": "--batch-size 18 is more than the 16 training images",
@@ -160,6 +168,7 @@ def test_a_folder_that_cannot_be_written_to(capsys, monkeypatch, tmp_path):
         ("--dataset fashion_mnist --image-size 32", "has --dataset made, not fashion_mnist"),
         ("--seed 7", "has --seed 0, not 7"),
         ("--config resnet18", "has --arch tiny, not resnet18"),
+        ("--grow 2:2", "has --grow , not 2:2; leave --grow out"),
     ],
 )
 def test_a_folder_that_belongs_to_another_run(capsys, finished, flags, message):

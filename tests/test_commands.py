@@ -1,4 +1,4 @@
-"""convert, export and summary, as a person types them."""
+"""convert, export, grow and summary, as a person types them."""
 
 import os
 import re
@@ -119,6 +119,38 @@ def test_an_exported_run_runs_without_the_models_code(run_dir, capsys):
         np.testing.assert_allclose(np.load(f"{count}.npy.out.npy"), expected[:count], rtol=0, atol=1e-5)
 
 
+def test_grow_and_go_on(run_dir, tmp_path, capsys):
+    """The line that it prints is how to go on; what it made converts and exports as any run does."""
+    out = says(f"grow {run_dir} --stage 2 --blocks 2 --out grown", capsys)
+    assert out == "tiny-1-3, after epoch 1 of 1: grown; train.py --resume --run-dir grown --epochs MORE\n"
+    assert command(["--resume", "--run-dir", "grown", "--epochs", "2"], PROG) == 0
+    assert "tiny-1-3 on cpu" in capsys.readouterr().out
+    predictor = load("grown")
+    assert says("convert grown --to-torch --out a.safetensors", capsys).startswith(f"{predictor.arch.name}, ")
+    held = safetensors.numpy.load_file("a.safetensors")
+    assert np.array_equal(
+        held["net.b3.2.conv2.weight"].transpose(2, 3, 1, 0),
+        predictor.variables["params"]["stage2"]["block3"]["conv2"]["kernel"],
+    )
+    says("export grown --out grown.jax_export", capsys)
+    program = export.deserialize(bytearray(Path("grown.jax_export").read_bytes()))
+    images = made.make_splits().test.images
+    np.testing.assert_allclose(program.call(images), predictor(images), rtol=0, atol=1e-5)
+
+
+def test_a_grown_cosine_run_says_what_it_needs(run_dir, tmp_path, capsys):
+    train(made.make_config(run_dir.parent / "data", tmp_path / "run", epochs=1, schedule="cosine"))
+    capsys.readouterr()
+    out = says("grow run --stage 1 --out a", capsys)
+    assert out == "tiny-2-1, after epoch 1 of 1: a; to train it further, grow with --epochs MORE\n"
+    out = says("grow run --stage 1 --out b --epochs 3", capsys)
+    assert out == "tiny-2-1, after epoch 1 of 3: b; train.py --resume --run-dir b\n"
+    assert command(["--resume", "--run-dir", "b"], PROG) == 0
+    rates = [row["learning_rate"] for row in made.read_rows(Path("b"))]
+    cosine = (1 + np.cos(np.pi * (9 - 1 - 2) / (9 - 2))) / 2  # 9 steps, 2 of them warm-up: 1.5, rounded
+    assert rates[-1] == pytest.approx(0.05 * cosine, rel=1e-5)
+
+
 def test_summary(capsys):
     out = says("summary resnet18 --image-size 96 --in-channels 1 --num-classes 10", capsys)
     assert "11,178,378" in out
@@ -131,7 +163,7 @@ def test_the_first_word_says_what_to_do(capsys):
     assert command(["trian"], PROG) == 2
     assert capsys.readouterr().err == (
         "python -m resnet_jax: unknown command 'trian': did you mean train? "
-        "choose one of convert, export, summary, train\n"
+        "choose one of convert, export, grow, summary, train\n"
     )
     for argv in (["train", "--epochs", "-1"], ["--epochs", "-1"]):
         assert command(argv, PROG) == 2
@@ -156,6 +188,12 @@ BAD = {
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
     "export": "the run's folder. (required)",
+    "grow full --stage 1 --out w": "full: no run is kept there",
+    "grow full --stage 1": "--out",
+    "grow full --stage x --out w": "Error parsing --stage: invalid literal",
+    "grow full --stage 1 --out full": "--out full exists; give another folder",
+    "grow full --stage 1 --out w --blocks -1": "--blocks -1 must be at least 1",
+    "grow full --stage 1 --out w --postion 1": "did you mean --position?",
     "summary resnet5": "did you mean resnet5",
     "summary resnet18 --image-size 9": "image size 9x9 is too small",
     "summary resnet18 --image-size 0": "--image-size 0 must be at least 1",

@@ -2,12 +2,11 @@
 
 from typing import Any, NamedTuple
 
-import jax
 from flax import traverse_util
-from jax import numpy as jnp
 
 from resnet_jax.models import Arch, ResNet
 from resnet_jax.models.registry import SEED_BLOCKS
+from resnet_jax.models.summary import variable_shapes
 
 Path = tuple[str, ...]  # such as ("params", "stage1", "block1", "conv1", "kernel")
 Shape = tuple[int, ...]
@@ -57,12 +56,6 @@ def stem_key(arch: Arch) -> str:
 def head_keys(arch: Arch) -> tuple[str, str]:
     """The names of the head's kernel and bias."""
     return torch_key(arch, ("params", "head", "kernel")), torch_key(arch, ("params", "head", "bias"))
-
-
-def variable_shapes(model: ResNet, in_channels: int) -> dict[str, Any]:
-    """The model's variables as shapes: nothing is computed."""
-    size = 64  # any that is large enough: no shape depends on it
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, in_channels))))
 
 
 def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:

@@ -1,9 +1,11 @@
 """What a network is: blocks, the trunk, the table of architectures."""
 
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
+from resnet_jax.models.growth import embed, insert_block
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
 from resnet_jax.models.summary import LayerSummary, layer_summary, multiply_adds
+from resnet_jax.models.widening import widen
 
 __all__ = [
     "ARCHS",
@@ -19,8 +21,11 @@ __all__ = [
     "arch_from_dict",
     "check_image_size",
     "create_model",
+    "embed",
     "get_arch",
+    "insert_block",
     "layer_summary",
     "list_models",
     "multiply_adds",
+    "widen",
 ]

@@ -37,6 +37,12 @@ class LayerSummary(tuple[Row, ...]):
         return "\n".join(lines)
 
 
+def variable_shapes(model: nn.Module, in_channels: int) -> dict[str, Any]:
+    """The model's variables as shapes: nothing is computed."""
+    size = 64  # any that is large enough: no shape depends on it
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, in_channels))))
+
+
 def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummary:
     """What each direct part of a model puts out for an input of (N, H, W, C), and its parameters.
 

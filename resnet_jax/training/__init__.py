@@ -1,6 +1,7 @@
 """How a network learns."""
 
 from resnet_jax.training.config import Config, DataConfig, OptimConfig, RunConfig, load_recipe
+from resnet_jax.training.grown_run import grow_run
 from resnet_jax.training.loop import Result, Stopped, fit
 from resnet_jax.training.predictor import Predictor, load
 
@@ -13,6 +14,7 @@ __all__ = [
     "RunConfig",
     "Stopped",
     "fit",
+    "grow_run",
     "load",
     "load_recipe",
 ]

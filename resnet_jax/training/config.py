@@ -69,6 +69,9 @@ class ModelConfig:
     """Folder of converted weights to start from (python -m resnet_jax convert)."""
     freeze: bool = False
     """Train the head alone: the rest keeps its weights, and its batch norms their statistics."""
+    grow: str = ""
+    """Blocks to add while training, without changing the function: EPOCH:STAGE, such as 5:3,10:4 for one at the end of
+    stage 3 when epoch 5 begins, and one in stage 4 when epoch 10 does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,6 +300,7 @@ def check(config: Config) -> Config:
     _check_data(config.data)
     _check_optim(config.optim, config.epochs)
     _check_model(config)
+    _check_grow(config)
     num_stages = len(get_arch(config.arch).stages)
     check_image_size((config.image_size, config.image_size), config.stem_form, num_stages)
     return config
@@ -343,6 +347,28 @@ def _check_model(config: Config) -> None:
         )
     if model.freeze and not model.pretrained:
         raise ConfigError("--freeze trains the head alone, on weights that must be given: add --pretrained FOLDER")
+
+
+def growths(grow: str) -> list[tuple[int, int]]:
+    """The epoch and the stage of each block that --grow adds, both from 1, in order; ConfigError if it says others."""
+    if not grow.strip():
+        return []
+    pairs = [re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", item) for item in grow.split(",")]
+    if not all(pairs):
+        raise ConfigError(f"--grow {grow!r} is not EPOCH:STAGE, or several with commas between; such as 5:3,10:4")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+
+
+def _check_grow(config: Config) -> None:
+    """Raise ConfigError where the run cannot grow when and where --grow says."""
+    pairs, stages = growths(config.model.grow), len(get_arch(config.arch).stages)
+    for epoch, stage in pairs:
+        if not 2 <= epoch <= config.epochs:
+            raise ConfigError(f"--grow {epoch}:{stage}: epoch {epoch} is none of 2 to {config.epochs}, of --epochs")
+        if not 1 <= stage <= stages:
+            raise ConfigError(f"--grow {epoch}:{stage}: {config.arch} has no stage {stage}; use 1 to {stages}")
+    if [epoch for epoch, _ in pairs] != sorted(epoch for epoch, _ in pairs):
+        raise ConfigError(f"--grow {config.model.grow}: the epochs are out of order; give the earliest first")
 
 
 def _check_optim(optim: OptimConfig, epochs: int) -> None:

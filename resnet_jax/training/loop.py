@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,11 +23,12 @@ from tqdm import tqdm
 from resnet_jax import data, ops
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.models import Arch, ResNet, arch_from_dict, create_model, get_arch
 from resnet_jax.models.layers import Dtype
 from resnet_jax.training import hardware, rundir
 from resnet_jax.training.checkpoint import Checkpoints, damage
-from resnet_jax.training.config import Config, check
+from resnet_jax.training.config import Config, check, growths
+from resnet_jax.training.growth import grow_state
 from resnet_jax.training.metrics import Row, Sums, check_finite, write_rows
 from resnet_jax.training.optim import make_optimizer, make_schedule
 from resnet_jax.training.pretrained import read_pretrained, start_from
@@ -68,7 +70,10 @@ class Stopped(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """What does not change during a run. train, test: on every device; steps: of an epoch; per_call: of a dispatch."""
+    """What does not change during a run, unless its network grows.
+
+    train, test: on every device; steps: of an epoch; per_call: of a dispatch.
+    """
 
     config: Config
     arch: Arch
@@ -117,13 +122,15 @@ def _fit(config: Config) -> Result:
     with rundir.hold(run_dir), Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
         if not config.run.resume:
             rundir.write_config(run_dir, config)
-        trainer = make_trainer(config, devices, splits)
+        trainer = make_trainer(config, latest_arch(config, checkpoints), devices, splits)
         state, progress = start(trainer, checkpoints, pretrained)
         rundir.write_config(run_dir, config)  # on resuming not before: a damaged checkpoint leaves the folder as it was
         saver = Saver(trainer, checkpoints, run_dir, signals)
         saver.write_history(progress)
         forecast = Forecast(trainer)
         for epoch in range(len(progress.history), config.epochs):
+            trainer, state = grow(trainer, state, epoch)
+            saver.trainer = trainer  # a checkpoint names the network
             state = train_epoch(trainer, state, epoch, progress, saver, forecast)
             progress = finish_epoch(trainer, state, progress)
             saver.end_of_epoch(state, progress)
@@ -172,16 +179,37 @@ def make_preprocess(config: Config) -> Preprocess:
     return Preprocess(config.image_size, mean_std, config.data.flip, config.data.crop_padding)
 
 
-def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> Trainer:
-    """The model, the optimizer and the steps of a run, and its data on the devices."""
-    arch = get_arch(config.arch)
+def latest_arch(config: Config, checkpoints: Checkpoints) -> Arch:
+    """The network of the latest checkpoint, which may have grown; the table's if there is none."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return get_arch(config.arch)
+    meta = checkpoints.restore_meta(latest)
+    with damage(checkpoints.folder / str(latest)):
+        return arch_from_dict(meta["arch"])
+
+
+def make_network(
+    config: Config, arch: Arch, optimizer: optax.GradientTransformation, devices: list[Device]
+) -> dict[str, Any]:
+    """Of a Trainer, what hangs on the network: model, train_steps, eval_step."""
     axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
     model = make_model(config, arch, hardware.pick_dtype(config.run.precision, devices[0]), axis_name)
-    tqdm.write(f"{config.arch} on {hardware.describe(devices, model.dtype)}")
     preprocess = make_preprocess(config)
+    return {
+        "model": model,
+        "train_steps": make_train_steps(model, optimizer, preprocess, config.seed, devices, config.model.freeze),
+        "eval_step": make_eval_step(model, preprocess, devices),
+    }
+
+
+def make_trainer(config: Config, arch: Arch, devices: list[Device], splits: data.Splits) -> Trainer:
+    """The model, the optimizer and the steps of a run, and its data on the devices."""
     steps = num_train(config) // config.batch_size
     schedule = make_schedule(config.optim, config.epochs, steps)
     optimizer = make_optimizer(config.optim, schedule)
+    network = make_network(config, arch, optimizer, devices)
+    tqdm.write(f"{arch.name} on {hardware.describe(devices, network['model'].dtype)}")
     num_test = config.data.test_images or len(splits.test.labels)
     return Trainer(
         config=config,
@@ -189,22 +217,25 @@ def make_trainer(config: Config, devices: list[Device], splits: data.Splits) -> 
         devices=devices,
         schedule=schedule,
         optimizer=optimizer,
-        model=model,
         train=replicate(Dataset(*(x[: num_train(config)] for x in splits.train)), devices),
         test=replicate(Dataset(*(x[:num_test] for x in splits.test)), devices),
         steps=steps,
         per_call=hardware.pick_steps_per_dispatch(config.run.steps_per_dispatch, devices[0]),
-        train_steps=make_train_steps(model, optimizer, preprocess, config.seed, devices, config.model.freeze),
-        eval_step=make_eval_step(model, preprocess, devices),
+        **network,
     )
+
+
+def initial_state(config: Config, model: ResNet, optimizer: optax.GradientTransformation) -> Callable[[], TrainState]:
+    """What gives a run's state of step 0."""
+    channels = data.DATASETS[config.data.dataset].image_shape[-1]
+    image_shape = (config.image_size, config.image_size, channels)
+    return partial(create_state, model, optimizer, config.seed, image_shape, config.model.freeze)
 
 
 def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None) -> tuple[TrainState, Progress]:
     """The state, on the devices, and the progress of the latest checkpoint; those of step 0 if there is none."""
-    config, size = trainer.config, trainer.config.image_size
-    image_shape = (size, size, trainer.train.images.shape[-1])
-    freeze = config.model.freeze
-    init = partial(create_state, trainer.model, trainer.optimizer, config.seed, image_shape, freeze)
+    config = trainer.config
+    init = initial_state(config, trainer.model, trainer.optimizer)
     latest = checkpoints.latest()
     if latest is None:
         if config.run.resume:
@@ -226,6 +257,24 @@ def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None)
         if meta["dtype"] != dtype:
             tqdm.write(f"computing in {dtype}; until step {latest} the run computed in {meta['dtype']}")
     return replicate(state, trainer.devices), progress
+
+
+def grow(trainer: Trainer, state: TrainState, epoch: int) -> tuple[Trainer, TrainState]:
+    """Trainer and state as an epoch (from 0) begins with them: with the blocks that --grow adds there."""
+    config = trainer.config
+    stages = [stage for begins, stage in growths(config.model.grow) if begins == epoch + 1]
+    if not stages or int(state.step) > epoch * trainer.steps:  # resumed inside the epoch: grown before
+        return trainer, state
+    arch = trainer.arch
+    for stage in stages:
+        arch, state = grow_state(arch, state, trainer.optimizer, config.seed, stage, freeze=config.model.freeze)
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        tqdm.write(
+            f"epoch {epoch + 1} begins with block {arch.stages[stage - 1][0]} of stage {stage}, a new one: "
+            f"{arch.name}, {parameters:,} parameters"
+        )
+    network = make_network(config, arch, trainer.optimizer, trainer.devices)
+    return dataclasses.replace(trainer, arch=arch, **network), replicate(state, trainer.devices)
 
 
 def train_epoch(

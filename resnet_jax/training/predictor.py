@@ -8,7 +8,7 @@ from jax import numpy as jnp
 
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.models import ResNet, arch_from_dict
+from resnet_jax.models import Arch, ResNet, arch_from_dict
 from resnet_jax.training.checkpoint import Checkpoints, damage
 from resnet_jax.training.config import Config, from_dict
 from resnet_jax.training.loop import make_model, make_preprocess
@@ -21,13 +21,13 @@ BATCH = 256  # images at a time, so that many of them need no more memory than a
 class Predictor:
     """A trained network: predictor(images) -> probabilities.
 
-    variables: params and batch_stats; step: of the checkpoint; class_names: what the columns of probabilities are;
-    image_shape: of the data set's images.
+    arch, variables: the network's, params and batch_stats; step: of the checkpoint; class_names: what the columns of
+    probabilities are; image_shape: of the data set's images.
     """
 
-    def __init__(self, config: Config, model: ResNet, variables: PyTree, step: int):
+    def __init__(self, config: Config, arch: Arch, model: ResNet, variables: PyTree, step: int):
         spec, preprocess = DATASETS[config.data.dataset], make_preprocess(config)
-        self.config, self.model, self.variables, self.step = config, model, variables, step
+        self.config, self.arch, self.model, self.variables, self.step = config, arch, model, variables, step
         self.class_names = spec.class_names
         self.image_shape = spec.image_shape
 
@@ -81,9 +81,10 @@ def load(run_dir: str | Path) -> Predictor:
         meta = checkpoints.restore_meta(step)
         with damage(checkpoints.folder / str(step)):
             config = from_dict(meta["config"])
-            model = make_model(config, arch_from_dict(meta["arch"]), meta["dtype"])
+            arch = arch_from_dict(meta["arch"])
+            model = make_model(config, arch, meta["dtype"])
             size, channels = config.image_size, DATASETS[config.data.dataset].image_shape[-1]
         image = jnp.zeros((1, size, size, channels))
         like = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
         variables = jax.device_put(checkpoints.restore_variables(step, like))
-    return Predictor(config, model, variables, step)
+    return Predictor(config, arch, model, variables, step)

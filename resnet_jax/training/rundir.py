@@ -58,19 +58,28 @@ def old_run_dir(config: Config) -> Path:
     return path
 
 
-def _check_readable(path: Path) -> None:
+def check_out(path: Path) -> Path:
+    """The folder of a run that is made of another one; ConfigError if it is there, or cannot be made."""
+    _check_readable(path, "--out")
+    if path.exists():
+        raise ConfigError(f"--out {path} exists; give another folder")
+    _check_writable(path, "--out")
+    return path
+
+
+def _check_readable(path: Path, flag: str = "--run-dir") -> None:
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except OSError as error:
-        raise ConfigError(f"--run-dir {path}: {error.strerror}; give another folder") from None
+        raise ConfigError(f"{flag} {path}: {error.strerror}; give another folder") from None
 
 
-def _check_writable(path: Path) -> None:
+def _check_writable(path: Path, flag: str = "--run-dir") -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"--run-dir {path}: {existing} is not a folder that can be written to; give another one")
+        raise ConfigError(f"{flag} {path}: {existing} is not a folder that can be written to; give another one")
 
 
 def read_config(run_dir: Path) -> Config:

@@ -1,0 +1,332 @@
+"""Runs that grow: the same function at the growth, the optimizer's state moved with its weights, resumed to the bit."""
+
+import dataclasses
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import made
+import numpy as np
+import optax
+import pytest
+from jax import numpy as jnp
+from made import NETS, STEPS, final, make_config, make_splits, read_rows, without_timings
+from test_resume import fit_stopped_at
+
+from resnet_jax import create_model, fit, load
+from resnet_jax.data.augment import Preprocess
+from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.interop import Weights, save_weights
+from resnet_jax.models import arch_from_dict
+from resnet_jax.models.growth import moved
+from resnet_jax.training import OptimConfig, grow_run, loop
+from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.training.growth import grow_state
+from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.step import Dataset, make_train_steps, replicate, shard
+
+GROW = "2:2,3:1"
+CONSTANT = {"warmup_epochs": 0.0, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
+
+
+def arch_of(run_dir, which="latest"):
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
+        return arch_from_dict(checkpoints.restore_meta(getattr(checkpoints, which)())["arch"])
+
+
+# ---- the state ----
+
+
+def optimizers():
+    """What training uses, and one with more to keep; each with weights of which it keeps nothing."""
+    ours = OptimConfig(0.05, "cosine", 0.5, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    parts: dict[Any, Any] = {"kernel": optax.adam(1e-3), "other": optax.set_to_zero()}
+    return {
+        "sgd": make_optimizer(ours, make_schedule(ours, 3, STEPS)),
+        "adamw": optax.adamw(optax.linear_schedule(0.1, 0.0, 9)),
+        "kernels": optax.multi_transform(parts, labels),
+    }
+
+
+def labels(params):
+    return jax.tree.map_with_path(lambda path, _: "kernel" if path[-1].key == "kernel" else "other", params)
+
+
+@functools.cache
+def initial(arch):
+    """The arch's variables; compiled once."""
+    return jax.device_get(jax.jit(create_model(arch, 4).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+
+
+def used_state(arch, optimizer, freeze=False):
+    """A state after two updates of noise."""
+    held, rng = initial(arch), np.random.default_rng(0)
+    params = {"head": held["params"]["head"]} if freeze else held["params"]
+    opt_state = optimizer.init(params)
+    for _ in range(2):
+        grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
+        _, opt_state = optimizer.update(grads, opt_state, params)
+    stats = jax.tree.map(lambda leaf: leaf * np.float32(1.5) + np.float32(0.1), held["batch_stats"])
+    return TrainState(np.int32(2), held["params"], stats, jax.device_get(opt_state))
+
+
+def named(tree):
+    """Leaves by the names on their paths."""
+    parts = jax.tree.leaves_with_path(tree)
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): np.asarray(leaf) for path, leaf in parts}
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze"), [("sgd", False), ("adamw", False), ("kernels", False), ("sgd", True), ("adamw", True)]
+)
+def test_old_weights_keep_what_the_optimizer_knows(name, freeze):
+    """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
+    arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]
+    state = used_state(arch, optimizer, freeze)
+    deeper, grown = grow_state(arch, state, optimizer, 7, stage=2, position=3, blocks=2, freeze=freeze)
+    assert deeper.stages == ((1, 64), (5, 16))
+    assert grown.step == 2
+    params = {"head": grown.params["head"]} if freeze else grown.params
+    fresh = optimizer.init(params)
+    assert jax.tree.structure(grown.opt_state) == jax.tree.structure(fresh)
+    old, new, init = named(state.opt_state), named(grown.opt_state), named(fresh)
+    for path, leaf in old.items():
+        np.testing.assert_array_equal(new.pop(moved(path, 2, 3, 2)), leaf, err_msg=str(path))
+    inserted = {tuple(path[i : i + 2]) for path in new for i in range(len(path)) if path[i] == "stage2"}
+    assert inserted == (set() if freeze else {("stage2", "block3"), ("stage2", "block4")})
+    for path, leaf in new.items():
+        np.testing.assert_array_equal(leaf, init[path], err_msg=str(path))
+    jax.tree.map(np.testing.assert_array_equal, grown.batch_stats["stem"], state.batch_stats["stem"])
+    last = (tree["stage2"] for tree in (grown.batch_stats, state.batch_stats))
+    jax.tree.map(np.testing.assert_array_equal, *(stage[f"block{5 - 2 * i}"] for i, stage in enumerate(last)))
+    blocks = [grown.params["stage2"][f"block{i}"]["conv1"]["kernel"] for i in (3, 4)]
+    assert np.any(blocks[0] != blocks[1])  # each has a key of its own
+
+
+def test_the_first_step_changes_old_weights_as_it_would_have():
+    """Over momentum, schedule and weight decay; and it changes the new block: its gamma, and by decay its kernels."""
+    optim = OptimConfig(0.05, "cosine", 0.5, momentum=0.9, nesterov=True, weight_decay=1e-2)
+    optimizer, devices = make_optimizer(optim, make_schedule(optim, 3, STEPS)), jax.local_devices()[:2]
+    state, splits = used_state(NETS[0], optimizer), make_splits()
+    arch, grown = grow_state(NETS[0], state, optimizer, 0, stage=1)
+    before = jax.tree.map(np.copy, named(grown.params))  # a step uses its state up
+    rows = shard(np.arange(16, dtype=np.int32).reshape(2, 1, 8), devices)
+    data = replicate(Dataset(splits.train.images, splits.train.labels), devices)
+
+    def stepped(arch, state):
+        model = create_model(arch, 4, axis_name="batch")
+        steps = make_train_steps(model, optimizer, Preprocess(8), 0, devices)
+        return jax.device_get(steps(1)(replicate(state, devices), data, rows, np.int32(0)))
+
+    (without, metrics), (end, grown_metrics) = stepped(NETS[0], state), stepped(arch, grown)
+    np.testing.assert_allclose(grown_metrics.loss, metrics.loss, rtol=1e-6)
+    old, new = named(without.params), named(end.params)
+    for path, leaf in named(state.params).items():
+        update = old[path] - leaf
+        np.testing.assert_allclose(
+            new.pop(path) - leaf, update, rtol=1e-5, atol=1e-5 * np.abs(update).max() + 1e-7, err_msg=str(path)
+        )
+    assert {path[:2] for path in new} == {("stage1", "block2")}
+    gamma, kernel = (("stage1", "block2", *leaf) for leaf in (("bn2", "scale"), ("conv1", "kernel")))
+    assert np.abs(new[gamma]).max() > 1e-5
+    ratio = new[kernel] / before[kernel]  # Nesterov's first step: (1 + momentum) of the decay; no gradient, gamma is 0
+    rate = make_schedule(optim, 3, STEPS)(2)
+    np.testing.assert_allclose(ratio, 1 - rate * 1e-2 * 1.9, rtol=1e-5)
+
+
+# ---- runs ----
+
+
+def test_where_nothing_is_learnt_growth_changes_nothing(data_dir, tmp_path, capsys):
+    """At a rate of 0, losses and accuracies of training and test are those of a run that does not grow."""
+    config = make_config(data_dir, tmp_path / "a", learning_rate=0.0, **CONSTANT)
+    plain = fit(config).history
+    capsys.readouterr()
+    grown = fit(made.change(config, run_dir=str(tmp_path / "b"), grow="2:2,2:1")).history
+    for a, b in zip(plain, grown, strict=True):
+        assert (a["train_accuracy"], a["test_accuracy"]) == (b["train_accuracy"], b["test_accuracy"])
+        np.testing.assert_allclose([b["train_loss"], b["test_loss"]], [a["train_loss"], a["test_loss"]], rtol=1e-6)
+    said = [line for line in capsys.readouterr().out.splitlines() if "begins with" in line]
+    block = {64: 2 * (9 * 64 * 64 + 64 + 128), 16: 2 * (9 * 16 * 16 + 16 + 32)}  # of the seed's, by channels
+    assert [line.rsplit(", ", 1)[0] for line in said] == [
+        "epoch 2 begins with block 2 of stage 2, a new one: tiny-1-2",
+        "epoch 2 begins with block 2 of stage 1, a new one: tiny-2-2",
+    ]
+    counts = [int(line.split()[-2].replace(",", "")) for line in said]
+    assert counts[1] - counts[0] == block[64]
+    sizes = jax.eval_shape(lambda: create_model("tiny", 4).init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))["params"]
+    assert counts[0] == sum(leaf.size for leaf in jax.tree.leaves(sizes)) + block[16]
+    assert arch_of(tmp_path / "b").stages == ((2, 64), (2, 16))
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, cache_dir, tmp_path_factory):
+    """A run of three epochs that grows twice and was never stopped."""
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
+        made.install(patch)
+        fit(make_config(data_dir, run_dir, epochs=3, grow=GROW))
+    return run_dir
+
+
+@pytest.mark.parametrize("step", [2, STEPS, STEPS + 1, 2 * STEPS, 2 * STEPS + 2])
+def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, monkeypatch, step):
+    """Stopped before it, at the end of the epoch before it, inside the epoch that began with it; and after two."""
+    config = make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW)
+    assert fit_stopped_at(monkeypatch, step, config) == step
+    assert arch_of(tmp_path / "run").name == ("tiny", "tiny-1-2", "tiny-2-2")[(step - 1) // STEPS]
+    result = fit(made.change(config, resume=True))
+    assert final(tmp_path / "run") == final(whole)
+    assert without_timings(read_rows(tmp_path / "run")) == without_timings(result.history)
+    assert arch_of(tmp_path / "run").name == "tiny-2-2"
+
+
+def test_two_blocks_in_one_epoch_and_all_options(data_dir, tmp_path):
+    """They go on in the grown network: the new blocks have squeeze-and-excitation, and are dropped and recomputed."""
+    options = {"width": 0.5, "zero_init": True, "squeeze_excitation": True, "stochastic_depth": 0.5, "remat": True}
+    result = fit(make_config(data_dir, tmp_path / "run", grow="2:2, 2:2", **options))
+    assert arch_of(tmp_path / "run").name == "tiny-1-3"
+    assert np.isfinite(result.history[-1]["train_loss"])
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        state = loop.initial_state(
+            made.change(make_config(data_dir, tmp_path / "run"), **options),
+            create_model(arch_of(tmp_path / "run"), 4, width=0.5, squeeze_excitation=True),
+            make_optimizer(OptimConfig(momentum=0.9, weight_decay=1e-3), optax.constant_schedule(0.1)),
+        )
+        params = checkpoints.restore(2 * STEPS, jax.eval_shape(state)).params
+    blocks = params["stage2"]
+    assert all("se" in block for block in blocks.values())
+    assert all(np.abs(blocks[f"block{i}"]["bn2"]["scale"]).max() > 1e-6 for i in (2, 3))  # they have learnt
+
+
+def test_a_frozen_trunk_grows_and_the_head_does_not_see_it(data_dir, tmp_path):
+    """Nothing of a new block is trained, so it stays the identity."""
+    model = create_model("tiny", 4)
+    held = jax.device_get(model.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1))))
+    save_weights(tmp_path / "w", Weights("tiny", {}, held))
+    config = make_config(data_dir, tmp_path / "a", freeze=True, pretrained=str(tmp_path / "w"))
+    fit(config)
+    fit(made.change(config, run_dir=str(tmp_path / "b"), grow="2:2"))
+    plain, grown = (load(tmp_path / name) for name in "ab")
+    assert "block2" in grown.variables["params"]["stage2"]
+    made.assert_trees_close(grown.variables["params"]["head"], plain.variables["params"]["head"], 1e-6, 1e-7)
+    images = make_splits().test.images
+    np.testing.assert_allclose(grown(images), plain(images), atol=1e-6)
+
+
+@pytest.mark.parametrize(("accuracies", "name"), [((3, 2, 1), "tiny"), ((1, 3, 2), "tiny-1-2")])
+def test_the_best_checkpoint_is_of_another_depth_than_the_latest(data_dir, tmp_path, monkeypatch, accuracies, name):
+    said = iter(accuracies)
+
+    def evaluate(trainer, state, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(trainer, state), correct=next(said))
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    fit(make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW))
+    predictor = load(tmp_path / "run")
+    assert (predictor.arch.name, arch_of(tmp_path / "run").name) == (name, "tiny-2-2")
+    images = (make_splits().test.images.astype(np.float32) / 255 - 0.5) / 0.25
+    logits = np.asarray(create_model(predictor.arch, 4).apply(predictor.variables, images), np.float64)
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(predictor(make_splits().test.images), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("grow", ["", "2:1", "3:2"])
+def test_another_growth_is_another_run(data_dir, tmp_path, monkeypatch, grow):
+    config = make_config(data_dir, tmp_path / "run", epochs=3, grow="2:2")
+    fit_stopped_at(monkeypatch, 1, config)
+    with pytest.raises(ConfigError, match=r"has --grow 2:2, not .*; leave --grow out"):
+        fit(made.change(config, resume=True, grow=grow))
+
+
+# ---- a run made of another ----
+
+
+@pytest.fixture(scope="module")
+def short(data_dir, cache_dir, tmp_path_factory):
+    """A run of one epoch."""
+    run_dir = tmp_path_factory.mktemp("short") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
+        made.install(patch)
+        fit(make_config(data_dir, run_dir, epochs=1))
+    return run_dir
+
+
+def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp_path):
+    """To the bit: the blocks are of the seed and the depth alone."""
+    before = made.snapshot(short)
+    arch, config, done = grow_run(short, tmp_path / "grown", stage=2)
+    assert (arch.name, config.run.run_dir, config.epochs, done) == ("tiny-1-2", str(tmp_path / "grown"), 1, 1)
+    assert made.snapshot(short) == before
+    assert read_rows(tmp_path / "grown") == read_rows(short)
+    images = make_splits().test.images
+    np.testing.assert_allclose(load(tmp_path / "grown")(images), load(short)(images), atol=1e-6)
+    fit(make_config(data_dir, tmp_path / "grown", epochs=2, resume=True))
+    fit(make_config(data_dir, tmp_path / "other", epochs=2, grow="2:2"))
+    assert final(tmp_path / "grown") == final(tmp_path / "other")
+
+
+def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
+    """What the epoch had summed up goes on; what is left of --grow too."""
+    config = make_config(data_dir, tmp_path / "run", epochs=2, grow="2:1")
+    fit_stopped_at(monkeypatch, 2, config)
+    grow_run(tmp_path / "run", tmp_path / "new" / "grown", stage=2, position=2)
+    result = fit(made.change(config, run_dir=str(tmp_path / "new" / "grown"), resume=True))
+    assert arch_of(tmp_path / "new" / "grown").name == "tiny-2-2"
+    assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
+
+
+BAD = [
+    ({"stage": 3}, ConfigError, "stage 3: tiny has 2 stages; use 1 to 2"),
+    ({"stage": 0}, ConfigError, "stage 0"),
+    ({"stage": 2, "position": 3}, ConfigError, "position 3: stage 2 of tiny has 1 blocks; use 1 to 2"),
+    ({"stage": 2, "position": 1}, ConfigError, "position 1: the first block of stage 2 of tiny changes the size"),
+    ({"stage": 2, "blocks": 0}, ConfigError, "--blocks 0 must be at least 1"),
+    ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0: the run has 1 behind it"),
+    ({"stage": 2, "out": "full"}, ConfigError, "--out full exists; give another folder"),
+    ({"stage": 2, "out": "full/file/run"}, ConfigError, "full/file is not a folder that can be written to"),
+    ({"stage": 2, "out": "x" * 300}, ConfigError, "File name too long"),
+    ({"stage": 2, "run_dir": "full"}, CheckpointError, "full: no run is kept there"),
+]
+
+
+@pytest.mark.parametrize(("changes", "kind", "message"), BAD)
+def test_a_run_that_cannot_be_made(short, changes, kind, message):
+    Path("full").mkdir()
+    Path("full/file").touch()
+    before = made.snapshot(Path())
+    with made.compilations() as programs, pytest.raises(kind) as error:
+        grow_run(**{"run_dir": short, "out": "grown", **changes})
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not programs
+    assert made.snapshot(Path()) == before
+
+
+def test_nothing_is_left_of_a_failure(short, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    with pytest.raises(ConfigError, match="--out grown cannot be written: No space left on device"):
+        grow_run(short, "grown", stage=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_run(short, tmp_path):
+    shutil.copytree(short, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS) / "params")
+    with pytest.raises(CheckpointError, match="damaged"):
+        grow_run(tmp_path / "run", tmp_path / "grown", stage=2)
+    assert not (tmp_path / "grown").exists()
+
+
+def test_names_on_paths():
+    path = ("1", "trace", "stage2", "block3", "conv1", "kernel")
+    assert moved(path, 2, 3) == ("1", "trace", "stage2", "block4", "conv1", "kernel")
+    assert moved(path, 2, 4) == moved(path, 1, 1) == path
