@@ -15,7 +15,6 @@ import dataclasses
 import itertools
 import json
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def train(arm: Arm, seed: int, splits: Splits) -> Run:
     preprocess = Preprocess(IMAGE[0])
     data = replicate(Dataset(*splits.train), devices)
     test = replicate(Dataset(*splits.test), devices)
-    compute, arch, began = costs(arm), arm.start, time.monotonic()
+    compute, arch = costs(arm), arm.start
     curve: list[dict[str, Any]] = []
 
     def programs(arch: Arch):
@@ -168,7 +167,6 @@ def train(arm: Arm, seed: int, splits: Splits) -> Run:
         "network": arch.name,
         "multiply_adds": sum(compute),
         "accuracy": curve[-1]["accuracy"],
-        "seconds": round(time.monotonic() - began),
         "curve": curve,
     }
 
