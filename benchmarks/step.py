@@ -6,7 +6,7 @@ Prints, and with --json FILE writes: the median time of a step of each side over
 (above 1: resnet_jax is faster), and with --run what an epoch takes outside its steps, the time to the first step of
 `python train.py` with a cold and a warm compile cache, and its peak memory. Run nothing else beside it.
 
-PyTorch joins in from an environment that has it: --torch-python PATH/bin/python
+PyTorch joins in with --against torch, from an environment that has it: --torch-python PATH/bin/python
 """
 
 import argparse
@@ -69,7 +69,8 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--cpu-kernels", choices=CHOICES, default="auto")
     parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: 9)")
-    parser.add_argument("--torch-python", help="a Python with torch, to measure against")
+    parser.add_argument("--against", choices=("torch",), help="a peer to measure against too")
+    parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch (default: this one)")
     parser.add_argument("--torch-modes", nargs="+", default=TORCH_MODES, help="of torch_peer.py")
     parser.add_argument("--pages-for-all", action="store_true", help="2 MiB pages for the peers too")
     parser.add_argument("--run", action="store_true", help="measure the command too")
@@ -126,7 +127,7 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
         sides = {f"resnet_jax {p}": make_step(args, p) for p in args.precision}
         if args.arch == "resnet18":
             sides |= peer(args, stack, "plain Flax", [sys.executable, str(PEERS / "plain_flax.py")], FLAX_MODES)
-        if args.torch_python:
+        if args.against == "torch":
             sides |= peer(args, stack, "torch", [args.torch_python, str(PEERS / "torch_peer.py")], args.torch_modes)
         times: dict[str, list[float]] = {name: [] for name in sides}
         for run in sides.values():  # compile, and touch all memory once
@@ -201,7 +202,8 @@ def peer(
     stack.callback(stdin.close)
     hello = stdout.readline().strip()
     if not hello:
-        raise SystemExit(f"the process of {name} does not start; run {' '.join(argv)} to see why")
+        hint = "; --torch-python PATH/bin/python says where torch is" if name == "torch" else ""
+        raise SystemExit(f"the process of {name} does not start; run {' '.join(argv)} to see why{hint}")
     print(f"peer: {hello}{', with 2 MiB pages' if args.pages_for_all else ''}")
 
     def ask(mode: str) -> None:
