@@ -154,9 +154,12 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
     """The position, if a block that is the identity can take it; ConfigError if it cannot."""
     end = check_stage_number(arch, stage) + 1
     position = end if position is None else position
+    first = 2 if projects(arch, variables, stage) else 1
     if not 1 <= position <= end:
-        raise ConfigError(f"position {position}: stage {stage} of {arch.name} has {end - 1} blocks; use 1 to {end}")
-    if position == 1 and projects(arch, variables, stage):
+        raise ConfigError(
+            f"position {position}: stage {stage} of {arch.name} has {end - 1} blocks; use {first} to {end}"
+        )
+    if position < first:
         raise ConfigError(
             f"position 1: the first block of stage {stage} of {arch.name} changes the size or the channels of its "
             f"input, which the identity cannot do; use 2 to {end}"

@@ -149,7 +149,7 @@ def test_numpy_and_legacy_keys_and_names():
     [
         (("resnet20", 0), "stage 0: resnet20 has 3 stages; use 1 to 3"),
         (("resnet20", 4), "stage 4: resnet20 has 3 stages"),
-        (("resnet20", 2, 0), "position 0: stage 2 of resnet20 has 3 blocks; use 1 to 4"),
+        (("resnet20", 2, 0), "position 0: stage 2 of resnet20 has 3 blocks; use 2 to 4"),
         (("resnet20", 2, 5), "position 5"),
         (("resnet20", 2, 1), "position 1: the first block of stage 2 of resnet20 changes the size or the channels of"),
         (("resnet81", 2), "unknown architecture 'resnet81'"),

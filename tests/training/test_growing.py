@@ -284,7 +284,7 @@ def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
 BAD = [
     ({"stage": 3}, ConfigError, "stage 3: tiny has 2 stages; use 1 to 2"),
     ({"stage": 0}, ConfigError, "stage 0"),
-    ({"stage": 2, "position": 3}, ConfigError, "position 3: stage 2 of tiny has 1 blocks; use 1 to 2"),
+    ({"stage": 2, "position": 3}, ConfigError, "position 3: stage 2 of tiny has 1 blocks; use 2 to 2"),
     ({"stage": 2, "position": 1}, ConfigError, "position 1: the first block of stage 2 of tiny changes the size"),
     ({"stage": 2, "blocks": 0}, ConfigError, "--blocks 0 must be at least 1"),
     ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0: the run has 1 behind it"),
