@@ -193,6 +193,7 @@ BAD = {
     "grow full --stage x --out w": "Error parsing --stage: invalid literal",
     "grow full --stage 1 --out full": "--out full exists; give another folder",
     "grow full --stage 1 --out full/deeper": "--out full/deeper is inside full, which stays as it is",
+    "grow full --stage 1 --out w/../full/deeper": "--out w/../full/deeper is inside full, which stays as it is",
     "grow full --stage 1 --out w --blocks -1": "--blocks -1 must be at least 1",
     "grow full --stage 1 --out w --postion 1": "did you mean --position?",
     "summary resnet5": "did you mean resnet5",

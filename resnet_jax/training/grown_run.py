@@ -34,7 +34,7 @@ def grow_run(
     line, where it cannot be.
     """
     out = rundir.check_out(Path(out))
-    if out.absolute().is_relative_to(Path(run_dir).absolute()):
+    if out.resolve().is_relative_to(Path(run_dir).resolve()):
         raise ConfigError(f"--out {out} is inside {run_dir}, which stays as it is; give another folder")
     if blocks < 1:
         raise ConfigError(f"--blocks {blocks} must be at least 1")
