@@ -121,7 +121,7 @@ def _channels(arch: Arch) -> str:
     return "-w" + "-".join(str(channels) for _, channels in arch.stages)
 
 
-def projects(arch: Arch, variables: Variables, stage: int) -> bool:
+def projects(variables: Variables, stage: int) -> bool:
     """Whether the first block of a stage changes the size or the channels of its input."""
     inputs = _inputs(variables)
     return stage > 1 or inputs[0] != inputs[1]
@@ -154,7 +154,7 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
     """The position, if a block that is the identity can take it; ConfigError if it cannot."""
     end = check_stage_number(arch, stage) + 1
     position = end if position is None else position
-    first = 2 if projects(arch, variables, stage) else 1
+    first = 2 if projects(variables, stage) else 1
     if not 1 <= position <= end:
         raise ConfigError(
             f"position {position}: stage {stage} of {arch.name} has {end - 1} blocks; use {first} to {end}"
@@ -191,7 +191,7 @@ def check_stage(arch: Arch, variables: Variables, stage: int) -> None:
     inputs = _inputs(variables)
     for name, block in variables["params"][f"stage{stage}"].items():
         first = name == "block1"
-        module = _block(arch, variables, stage, first and projects(arch, variables, stage))
+        module = _block(arch, variables, stage, first and projects(variables, stage))
         image = jnp.zeros((1, 1, 1, inputs[stage - 1 if first else stage]))
         wanted = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
         _check_shapes(arch, f"stage{stage}/{name}", block, wanted)

@@ -58,9 +58,9 @@ def widen(
     stream = net.copies(scaled(arch.stages[stage - 1][1], width), scaled(channels, width))
     for i in range(1, num_blocks + 1):
         net.widen_block((f"stage{stage}", f"block{i}"), shapes, stream)
-        if i > 1 or not projects(arch, variables, stage):
+        if i > 1 or not projects(variables, stage):
             net.take_in((f"stage{stage}", f"block{i}"), stream)
-    if not projects(arch, variables, stage):
+    if not projects(variables, stage):
         net.put_out(("stem", "conv"), stream)
         net.put_out(("stem", "bn"), stream)
     if stage < len(arch.stages):
@@ -83,7 +83,7 @@ def _wider(arch: Arch, variables: Variables, stage: int, channels: int, width: f
             "their number; take an architecture whose shortcuts project, or insert blocks"
         )
     stages[stage - 1] = (num_blocks, channels)
-    if not projects(arch, variables, stage):
+    if not projects(variables, stage):
         return changed(arch, stages=tuple(stages), stem_channels=channels)
     if stage == 1 and scaled(channels, width) == scaled(arch.stem_channels, width):
         raise ConfigError(

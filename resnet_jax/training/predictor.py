@@ -9,6 +9,7 @@ from jax import numpy as jnp
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, ResNet, arch_from_dict
+from resnet_jax.models.summary import variable_shapes
 from resnet_jax.training.checkpoint import Checkpoints, damage
 from resnet_jax.training.config import Config, from_dict
 from resnet_jax.training.loop import make_model, make_preprocess
@@ -83,8 +84,7 @@ def load(run_dir: str | Path) -> Predictor:
             config = from_dict(meta["config"])
             arch = arch_from_dict(meta["arch"])
             model = make_model(config, arch, meta["dtype"])
-            size, channels = config.image_size, DATASETS[config.data.dataset].image_shape[-1]
-        image = jnp.zeros((1, size, size, channels))
-        like = jax.eval_shape(lambda: model.init(jax.random.key(0), image))
+            channels = DATASETS[config.data.dataset].image_shape[-1]
+        like = variable_shapes(model, channels)
         variables = jax.device_put(checkpoints.restore_variables(step, like))
     return Predictor(config, arch, model, variables, step)

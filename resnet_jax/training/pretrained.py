@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
-from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.interop import fold_stem, load_weights
 from resnet_jax.models import ResNet
+from resnet_jax.models.summary import variable_shapes
 from resnet_jax.training.config import Config
 from resnet_jax.training.state import PyTree, TrainState
 
@@ -23,8 +23,7 @@ def read_pretrained(config: Config, model: ResNet, channels: int) -> PyTree | No
     A stem for RGB is folded for images of one channel. A head of another number of classes is left out: the run
     starts from its own. InteropError or ConfigError, before anything is compiled, where weights or network cannot be.
     """
-    size = config.image_size
-    like = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, channels))))
+    like = variable_shapes(model, channels)  # without weights too, where the network itself cannot be
     if not config.model.pretrained:
         return None
     weights = load_weights(config.model.pretrained)
@@ -34,7 +33,7 @@ def read_pretrained(config: Config, model: ResNet, channels: int) -> PyTree | No
             f"or weights of {config.arch}"
         )
     held = fitted(traverse_util.flatten_dict(weights.variables), channels, model.num_classes)
-    check_fit(config.model.pretrained, held, traverse_util.flatten_dict(jax.tree.map(jnp.shape, like)))
+    check_fit(config.model.pretrained, held, traverse_util.flatten_dict(jax.tree.map(np.shape, like)))
     return traverse_util.unflatten_dict(held)
 
 
