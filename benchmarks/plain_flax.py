@@ -6,7 +6,6 @@ It is a process of its own, so that it has none of what train.py and resnet_jax 
 """
 
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import jax
 import optax
 from flax import linen as nn
 from jax import numpy as jnp
+from serve import serve
 
 
 class PlainResNet18(nn.Module):
@@ -73,11 +73,7 @@ def make_step(image_size: int, batch_size: int, dtype: Any) -> Callable[[], Any]
 def main() -> None:
     image_size, batch_size = (int(argument) for argument in sys.argv[2:])
     steps = {"float32": make_step(image_size, batch_size, jnp.float32)}  # in bfloat16 it is slower still on a CPU
-    print(f"plain Flax, jax {jax.__version__}", flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        steps[line.rstrip("\n")]()
-        print(time.perf_counter() - began, flush=True)
+    serve(f"plain Flax, jax {jax.__version__}", steps)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 python torch_peer.py ARCH IMAGE_SIZE BATCH_SIZE     reads the name of a mode a line, makes a step, prints its seconds
 
-It needs nothing but torch, so that it can run in an environment where neither jax nor resnet_jax is.
+It needs nothing but torch and serve.py, so that it can run in an environment where neither jax nor resnet_jax is.
 """
 
 import sys
-import time
 from collections.abc import Callable
 
 import torch  # pyright: ignore[reportMissingImports]
+from serve import serve
 from torch import nn  # pyright: ignore[reportMissingImports]
 from torch.nn import functional as F  # pyright: ignore[reportMissingImports]
 
@@ -143,11 +143,7 @@ def make_step(arch: str, image_size: int, batch_size: int, mode: str) -> Callabl
 def main() -> None:
     arch, image_size, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     steps = {mode: make_step(arch, image_size, batch_size, mode) for mode in MODES}
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads", flush=True)
-    for line in sys.stdin:
-        began = time.perf_counter()
-        steps[line.rstrip("\n")]()
-        print(time.perf_counter() - began, flush=True)
+    serve(f"torch {torch.__version__}, {torch.get_num_threads()} threads", steps)
 
 
 if __name__ == "__main__":
