@@ -37,6 +37,15 @@ def arch_of(run_dir, which="latest"):
         return arch_from_dict(checkpoints.restore_meta(getattr(checkpoints, which)())["arch"])
 
 
+def finished(data_dir, cache_dir, run_dir, **changes):
+    """The folder of a run that has come to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
+        made.install(patch)
+        fit(make_config(data_dir, run_dir, **changes))
+    return run_dir
+
+
 # ---- the state ----
 
 
@@ -165,12 +174,7 @@ def test_where_nothing_is_learnt_growth_changes_nothing(data_dir, tmp_path, caps
 @pytest.fixture(scope="module")
 def whole(data_dir, cache_dir, tmp_path_factory):
     """A run of three epochs that grows twice and was never stopped."""
-    run_dir = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
-        made.install(patch)
-        fit(make_config(data_dir, run_dir, epochs=3, grow=GROW))
-    return run_dir
+    return finished(data_dir, cache_dir, tmp_path_factory.mktemp("whole") / "run", epochs=3, grow=GROW)
 
 
 @pytest.mark.parametrize("step", [2, STEPS, STEPS + 1, 2 * STEPS, 2 * STEPS + 2])
@@ -249,12 +253,7 @@ def test_another_growth_is_another_run(data_dir, tmp_path, monkeypatch, grow):
 @pytest.fixture(scope="module")
 def short(data_dir, cache_dir, tmp_path_factory):
     """A run of one epoch."""
-    run_dir = tmp_path_factory.mktemp("short") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
-        made.install(patch)
-        fit(make_config(data_dir, run_dir, epochs=1))
-    return run_dir
+    return finished(data_dir, cache_dir, tmp_path_factory.mktemp("short") / "run", epochs=1)
 
 
 def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp_path):
