@@ -1,8 +1,11 @@
 """The command."""
 
+import contextlib
 import io
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from resnet_jax import commands
 from resnet_jax.errors import ConfigError, UserError, unknown
@@ -39,7 +42,8 @@ def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file is read while the run goes on
     try:
-        run(argv, prog)
+        with terminable():
+            run(argv, prog)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
@@ -50,6 +54,20 @@ def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does, so that what is half-written is removed."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        sys.exit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def train(argv: Sequence[str], prog: str) -> None:

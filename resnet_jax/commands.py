@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -25,25 +25,29 @@ from resnet_jax.training.config import parse_as
 from resnet_jax.training.rundir import CONFIG_FILE
 
 Stem = Literal["auto", "standard", "small"]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+RunDir = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+ArchName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ARCH")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Make a PyTorch file of weights a folder for --pretrained, or with --to-torch a folder or a run such a file."""
+    """From a PyTorch file of weights to a folder for --pretrained; with --to-torch from a folder or a run to a file."""
 
-    source: tyro.conf.Positional[str]
-    """A .safetensors or .pth file; with --to-torch a folder of converted weights, or a run's."""
+    source: Source
+    """A .safetensors or .pth file; with --to-torch a folder of converted weights, or a run's (its best checkpoint)."""
     out: str
-    """The folder to make; with --to-torch the .safetensors or .pth file."""
+    """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
-    """The architecture of the file. --to-torch knows it."""
+    """The architecture of the PyTorch file; not with --to-torch, where the source tells."""
     to_torch: bool = False
-    """Write PyTorch's file from ours, instead of ours from PyTorch's."""
+    """Make PyTorch's file of our weights, instead of ours of PyTorch's."""
     head: Literal["keep", "reset"] = "keep"
     """reset: a new head, of --num-classes."""
-    num_classes: int | None = None
+    num_classes: OptionalInt = None
     """Classes of a new head (default 10)."""
-    in_channels: int | None = None
+    in_channels: OptionalInt = None
     """1: sum the stem's kernel over the colours, for grey images."""
     allow_nan: bool = False
     """Take NaN and infinite weights as they are."""
@@ -57,9 +61,9 @@ class Convert:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a run's best network as StableHLO: uint8 images, any number of them, to probabilities."""
+    """Write a run's network (its best checkpoint) as StableHLO: uint8 images, any number of them, to probabilities."""
 
-    run_dir: tyro.conf.Positional[str]
+    run_dir: RunDir
     """The run's folder."""
     out: str = ""
     """The file to write. Empty: RUN_DIR/predict.jax_export."""
@@ -67,9 +71,9 @@ class Export:
 
 @dataclasses.dataclass(frozen=True)
 class Grow:
-    """Make a run with a deeper network of a run: its latest checkpoint with new blocks that are the identity."""
+    """Make a run of another one's latest checkpoint, its network deeper by blocks that start as the identity."""
 
-    run_dir: tyro.conf.Positional[str]
+    run_dir: RunDir
     """The run's folder. It stays as it is."""
     out: str
     """The folder to make, for --resume --run-dir."""
@@ -77,18 +81,18 @@ class Grow:
     """The stage that the blocks come into, from 1."""
     blocks: int = 1
     """How many."""
-    position: int | None = None
+    position: OptionalInt = None
     """Which block of the stage the first of them will be, from 1. None: they come at its end."""
-    epochs: int | None = None
-    """Epochs of the new run in all; a cosine schedule is laid out for them. None: those of the old one."""
+    epochs: OptionalInt = None
+    """Epochs of the new run in all; a cosine schedule is laid out anew for them. None: those of the old one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
     """Print the layer table of an architecture, and its multiply-adds for one image."""
 
-    arch: tyro.conf.Positional[str]
-    """A name of the table."""
+    arch: ArchName
+    """A name of the table, or of a network grown from it, such as resnet18-2-2-3-2."""
     image_size: int = 224
     """Height and width in pixels."""
     in_channels: int = 3
@@ -140,6 +144,8 @@ def convert_to_torch(asked: Convert) -> None:
     fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
     if given := [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value != vars(fixed)[name]]:
         raise ConfigError(f"{', '.join(given)}: not with --to-torch, which writes what is there; leave it out")
+    if Path(asked.out).exists():
+        raise InteropError(f"--out {asked.out} exists; give another file")
     arch, options, variables = weights_of(Path(asked.source))
     if asked.arch not in ("", arch.name):
         raise ConfigError(f"--arch {asked.arch}: {asked.source} holds {arch.name}; leave --arch out")
@@ -180,12 +186,15 @@ def export(argv: Sequence[str], prog: str) -> None:
 def grow(argv: Sequence[str], prog: str) -> None:
     """A run of another one's network, with blocks more."""
     asked = parse_as(Grow, argv, prog)
-    arch, config, done = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
-    how = f"train.py --resume --run-dir {asked.out}"
-    if done == config.epochs:
-        cosine = config.optim.schedule == "cosine"  # ends where it was laid out to, at a rate of 0
-        how = "to train it further, grow with --epochs MORE" if cosine else f"{how} --epochs MORE"
-    print(f"{arch.name}, after epoch {done} of {config.epochs}: {asked.out}; {how}")
+    made = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
+    more = " --epochs MORE" if made.epochs == made.config.epochs else ""
+    print(
+        f"{made.arch.name}, at step {made.step}, {made.epochs} of {made.config.epochs} epochs done: {asked.out}; "
+        f"train.py --resume --run-dir {asked.out}{more}"
+    )
+    old, new = made.rates
+    if old != new:
+        print(f"its learning rate goes on at {new:.3g}, where that of {asked.run_dir} would have been {old:.3g}")
 
 
 def summary(argv: Sequence[str], prog: str) -> None:

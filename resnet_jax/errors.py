@@ -41,3 +41,9 @@ def listed(names: Iterable[str]) -> str:
     names = list(names)
     more = len(names) - 5
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
+
+
+def one_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind."""
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

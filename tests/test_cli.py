@@ -84,8 +84,8 @@ BAD = {
     "--grow 3": "--grow '3' is not EPOCH:STAGE, or several with commas between; such as 5:3,10:4",
     "--grow 2:2,": "--grow '2:2,' is not EPOCH:STAGE",
     "--grow 2:-1": "--grow '2:-1' is not EPOCH:STAGE",
-    "--grow 1:2": "--grow 1:2: epoch 1 is none of 2 to 2, of --epochs",
-    "--grow 3:2": "--grow 3:2: epoch 3 is none of 2 to 2, of --epochs",
+    "--grow 1:2": "--grow 1:2: a block comes in as epoch 2 or a later one begins, up to --epochs 2",
+    "--grow 3:2": "--grow 3:2: a block comes in as epoch 2 or a later one begins, up to --epochs 2",
     "--grow 2:3": "--grow 2:3: tiny has no stage 3; use 1 to 2",
     "--grow 2:0": "--grow 2:0: tiny has no stage 0",
     "--epochs 4 --grow 3:1,2:1": "--grow 3:1,2:1: the epochs are out of order; give the earliest first",
@@ -168,7 +168,7 @@ def test_a_folder_that_cannot_be_written_to(capsys, monkeypatch, tmp_path):
         ("--dataset fashion_mnist --image-size 32", "has --dataset made, not fashion_mnist"),
         ("--seed 7", "has --seed 0, not 7"),
         ("--config resnet18", "has --arch tiny, not resnet18"),
-        ("--grow 2:2", "has --grow , not 2:2; leave --grow out"),
+        ("--grow 2:2", "has --grow '', not 2:2; leave --grow out"),
     ],
 )
 def test_a_folder_that_belongs_to_another_run(capsys, finished, flags, message):

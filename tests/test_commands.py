@@ -122,7 +122,7 @@ def test_an_exported_run_runs_without_the_models_code(run_dir, capsys):
 def test_grow_and_go_on(run_dir, tmp_path, capsys):
     """The line that it prints is how to go on; what it made converts and exports as any run does."""
     out = says(f"grow {run_dir} --stage 2 --blocks 2 --out grown", capsys)
-    assert out == "tiny-1-3, after epoch 1 of 1: grown; train.py --resume --run-dir grown --epochs MORE\n"
+    assert out == ("tiny-1-3, at step 3, 1 of 1 epochs done: grown; train.py --resume --run-dir grown --epochs MORE\n")
     assert command(["--resume", "--run-dir", "grown", "--epochs", "2"], PROG) == 0
     assert "tiny-1-3 on cpu" in capsys.readouterr().out
     predictor = load("grown")
@@ -138,13 +138,17 @@ def test_grow_and_go_on(run_dir, tmp_path, capsys):
     np.testing.assert_allclose(program.call(images), predictor(images), rtol=0, atol=1e-5)
 
 
-def test_a_grown_cosine_run_says_what_it_needs(run_dir, tmp_path, capsys):
+def test_a_finished_cosine_run_grows_with_more_epochs(run_dir, tmp_path, capsys):
+    """Its rate has come to 0: it is laid out anew, and the jump is told."""
     train(made.make_config(run_dir.parent / "data", tmp_path / "run", epochs=1, schedule="cosine"))
     capsys.readouterr()
-    out = says("grow run --stage 1 --out a", capsys)
-    assert out == "tiny-2-1, after epoch 1 of 1: a; to train it further, grow with --epochs MORE\n"
-    out = says("grow run --stage 1 --out b --epochs 3", capsys)
-    assert out == "tiny-2-1, after epoch 1 of 3: b; train.py --resume --run-dir b\n"
+    assert command(["grow", "run", "--stage", "1", "--out", "a"], PROG) == 2
+    assert "its cosine schedule ends there at a rate of 0; add --epochs MORE" in capsys.readouterr().err
+    out = says("grow run --stage 1 --out b --epochs 3", capsys).splitlines()
+    assert out[0] == "tiny-2-1, at step 3, 1 of 3 epochs done: b; train.py --resume --run-dir b"
+    rate = 0.05 * (1 + np.cos(np.pi * (3 - 2) / (9 - 2))) / 2
+    assert out[1] == f"its learning rate goes on at {rate:.3g}, where that of run would have been 0"
+    assert not Path("a").exists()
     assert command(["--resume", "--run-dir", "b"], PROG) == 0
     rates = [row["learning_rate"] for row in made.read_rows(Path("b"))]
     cosine = (1 + np.cos(np.pi * (9 - 1 - 2) / (9 - 2))) / 2  # 9 steps, 2 of them warm-up: 1.5, rounded
@@ -180,7 +184,12 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --num-classes 3": "--head reset",
     "convert a.safetensors --arch resnet20 --out w --in-channels 4": "in_channels 4",
     "convert a.safetensors --arch resnet20 --out w --widht 2": "did you mean --width?",
-    "convert full --arch resnet20 --out w": "full is a folder; give the .safetensors or .pth file in it",
+    "convert full --arch resnet20 --out w": "full is a folder; give a .safetensors or .pth file",
+    "convert none --to-torch --out a.pth": "none: there is no such folder",
+    "convert full --to-torch --out a.safetensors": "--out a.safetensors exists; give another file",
+    "summary resnet18-2-2-3": "resnet18 has 4 stages; give that many numbers of blocks",
+    "summary resnet18-2-2-3-0": "such as resnet18-2-2-2-2",
+    "summary resnet19-2-2-3-2": "unknown architecture 'resnet19-2-2-3-2': did you mean resnet",
     "convert none.safetensors --arch resnet20 --out w": "there is no such file",
     "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",

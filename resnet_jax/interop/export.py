@@ -1,6 +1,5 @@
 """A network as a program: StableHLO in one file, which jax.export runs without this package."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from jax import numpy as jnp
 
 from resnet_jax import ops
 from resnet_jax.errors import InteropError
+from resnet_jax.whole_file import whole_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -29,10 +29,9 @@ def export_program(
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
     with ops.cpu_kernels("xla"):  # another machine need not have our own
         content = export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(content)
-        os.replace(part, path)
+        with whole_file(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise InteropError(f"{path} cannot be written: {error.strerror}; give another --out") from None
     return len(content)

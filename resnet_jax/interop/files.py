@@ -6,7 +6,6 @@ Nothing is ever unpickled but by torch's own weights_only loader, which takes te
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from resnet_jax.errors import InteropError, listed
+from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.names import COUNTER
+from resnet_jax.whole_file import whole_file
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin")
@@ -49,7 +49,7 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
 def check_file(path: Path) -> None:
     """Raise InteropError where there is no file to read."""
     if path.is_dir():
-        raise InteropError(f"{path} is a folder; give the {SAFETENSORS} or .pth file in it")
+        raise InteropError(f"{path} is a folder; give a {SAFETENSORS} or .pth file (--to-torch makes one of ours)")
     if not path.is_file():
         raise InteropError(f"{path}: there is no such file")
 
@@ -90,7 +90,6 @@ def read_pth(path: Path) -> dict[str, Any]:
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a .safetensors, or with torch a .pth file that torch.load(weights_only=True) reads; all of it or none."""
     path = Path(path)
-    part = path.with_name(path.name + ".part")
     if path.suffix == SAFETENSORS:
         save = safetensors.numpy.save_file
     elif path.suffix in PICKLES:
@@ -98,9 +97,9 @@ def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> 
     else:
         raise InteropError(f"{path}: unknown kind of file; name it {SAFETENSORS} or .pth")
     try:
-        save(dict(state_dict), part)
-        os.replace(part, path)
-    except (OSError, safetensors.SafetensorError) as error:
+        with whole_file(path) as part:
+            save(dict(state_dict), part)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: torch's
         raise InteropError(f"{path} cannot be written: {one_line(error)}") from None
 
 
@@ -123,7 +122,8 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
         if folder.is_dir() and any(folder.iterdir()):
             raise InteropError(f"{folder} exists and is not empty; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, folder / VARIABLES_FILE)
+        with whole_file(folder / VARIABLES_FILE) as part:
+            safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, part)
         about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
         (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
@@ -133,6 +133,8 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
 def load_weights(folder: str | Path) -> Weights:
     """The weights that save_weights kept; InteropError if they are not there or not what was kept."""
     folder = Path(folder)
+    if not folder.exists():
+        raise InteropError(f"{folder}: there is no such folder; python -m resnet_jax convert makes one of weights")
     if not (folder / WEIGHTS_FILE).is_file():
         raise InteropError(f"{folder}: no {WEIGHTS_FILE} there; python -m resnet_jax convert makes such a folder")
     try:
@@ -150,9 +152,3 @@ def sha256(path: Path) -> str:
     """The digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def one_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__

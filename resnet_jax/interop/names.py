@@ -6,9 +6,8 @@ from flax import traverse_util
 
 from resnet_jax.models import Arch, ResNet
 from resnet_jax.models.registry import SEED_BLOCKS
-from resnet_jax.models.summary import variable_shapes
+from resnet_jax.models.summary import LeafPath, variable_shapes
 
-Path = tuple[str, ...]  # such as ("params", "stage1", "block1", "conv1", "kernel")
 Shape = tuple[int, ...]
 
 SEED_KEYS = {"stem/conv": "net.0.0", "stem/bn": "net.0.1", "head": "net.last.2"}
@@ -24,7 +23,7 @@ TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 class Leaf(NamedTuple):
     """A leaf of the variables: its path and its shape, in Flax's layout."""
 
-    path: Path
+    path: LeafPath
     shape: Shape
 
     @property
@@ -32,7 +31,7 @@ class Leaf(NamedTuple):
         return tuple(self.shape[axis] for axis in TO_TORCH[len(self.shape)])
 
 
-def torch_key(arch: Arch, path: Path) -> str:
+def torch_key(arch: Arch, path: LeafPath) -> str:
     """A leaf's name in a state dict: of the seed's classes for the seed's blocks, of torchvision's for the others.
 
     params/stage2/block1/bn1/scale -> layer2.0.bn1.weight, or net.b3.0.bn1.weight. timm's plain networks have
@@ -60,5 +59,5 @@ def head_keys(arch: Arch) -> tuple[str, str]:
 
 def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
     """The keys of a network's state dict, num_batches_tracked not among them, and what each stands for."""
-    flat: dict[Path, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
+    flat: dict[LeafPath, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
     return {torch_key(arch, path): Leaf(path, leaf.shape) for path, leaf in flat.items()}

@@ -10,8 +10,9 @@ from flax import traverse_util
 from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, unknown
-from resnet_jax.interop.names import COUNTER, TO_FLAX, TO_TORCH, Leaf, Path, head_keys, stem_key, torch_leaves
+from resnet_jax.interop.names import COUNTER, TO_FLAX, TO_TORCH, Leaf, head_keys, stem_key, torch_leaves
 from resnet_jax.models import ARCHS, Arch, create_model, get_arch
+from resnet_jax.models.summary import LeafPath
 
 Arrays = dict[str, np.ndarray]
 HEADS = ("keep", "reset")
@@ -65,7 +66,7 @@ def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> 
     """
     arch = get_arch(arch) if isinstance(arch, str) else arch
     collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
-    flat: dict[Path, Any] = traverse_util.flatten_dict(collections)
+    flat: dict[LeafPath, Any] = traverse_util.flatten_dict(collections)
     kernels = {path[1:]: np.shape(flat[path]) for path in flat if path[1] in ("stem", "head") and path[-1] == "kernel"}
     if len(kernels) != 2:
         raise InteropError(f"these are not the variables of {arch.name}: they have no stem/conv/kernel or head/kernel")

@@ -17,12 +17,11 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import BatchNorm
-from resnet_jax.models.registry import Arch, create_model, get_arch
-from resnet_jax.models.summary import variable_shapes
+from resnet_jax.models.registry import Arch, create_model, get_arch, grown_name
+from resnet_jax.models.summary import LeafPath, variable_shapes
 
 COLLECTIONS = ("params", "batch_stats")
 Variables = Mapping[str, Any]
-Path = tuple[str, ...]  # such as ("stage1", "block1", "conv1", "kernel")
 
 
 def insert_block(
@@ -81,7 +80,7 @@ def embed(
         if not 0 < has <= may_have:
             raise ConfigError(f"{large.name} has {may_have} blocks in stage {i + 1} and the smaller network {has}")
     stages = tuple((has, channels) for has, (_, channels) in zip(depths, large.stages, strict=True))
-    arch, variables = dataclasses.replace(large, stages=stages), dict(small_variables)
+    arch, variables = changed(large, stages=stages), dict(small_variables)
     check_variables(arch, variables, width)
     for i, (has, (wanted, _)) in enumerate(zip(depths, large.stages, strict=True)):
         if has < wanted:
@@ -90,7 +89,7 @@ def embed(
     return variables
 
 
-def moved(path: Path, stage: int, position: int, count: int = 1) -> Path:
+def moved(path: LeafPath, stage: int, position: int, count: int = 1) -> LeafPath:
     """Where a leaf is after count blocks have come in at a position; any tree that has the names of blocks in it."""
     for i in range(len(path) - 1):
         if path[i] == f"stage{stage}" and path[i + 1].startswith("block"):
@@ -105,20 +104,9 @@ def as_arch(arch: str | Arch) -> Arch:
 
 
 def changed(arch: Arch, **changes: Any) -> Arch:
-    """The Arch with other stages, and with a name that says so: resnet18-2-2-3-2, and -w64-128-320-512 once widened."""
-    widened = arch.name.endswith(_channels(arch))
-    base = arch.name.removesuffix(_channels(arch)).removesuffix(_blocks(arch))
+    """The Arch with other stages, and with a name that says so, by which get_arch knows it."""
     new = dataclasses.replace(arch, **changes)
-    widened = widened or _channels(new) != _channels(arch)
-    return dataclasses.replace(new, name=base + _blocks(new) + (_channels(new) if widened else ""))
-
-
-def _blocks(arch: Arch) -> str:
-    return "".join(f"-{blocks}" for blocks, _ in arch.stages)
-
-
-def _channels(arch: Arch) -> str:
-    return "-w" + "-".join(str(channels) for _, channels in arch.stages)
+    return dataclasses.replace(new, name=grown_name(arch, new))
 
 
 def projects(variables: Variables, stage: int) -> bool:
@@ -194,7 +182,7 @@ def check_stage(arch: Arch, variables: Variables, stage: int) -> None:
         module = _block(arch, variables, stage, first and projects(variables, stage))
         image = jnp.zeros((1, 1, 1, inputs[stage - 1 if first else stage]))
         wanted = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-        _check_shapes(arch, f"stage{stage}/{name}", block, wanted)
+        check_shapes(arch, f"stage{stage}/{name}", block, wanted)
 
 
 def check_variables(arch: Arch, variables: Variables, width: float) -> None:
@@ -202,7 +190,7 @@ def check_variables(arch: Arch, variables: Variables, width: float) -> None:
     check_blocks(arch, variables)
     shapes = shapes_like(arch, variables, width)
     for name in COLLECTIONS:
-        _check_shapes(arch, name, variables[name], shapes[name])
+        check_shapes(arch, name, variables[name], shapes[name])
 
 
 def shapes_like(arch: Arch, variables: Variables, width: float) -> dict[str, Any]:
@@ -220,11 +208,11 @@ def shapes_like(arch: Arch, variables: Variables, width: float) -> dict[str, Any
 
 
 def _shapes(tree: Variables) -> dict[str, tuple[int, ...]]:
-    flat: dict[Path, Any] = traverse_util.flatten_dict(tree)
+    flat: dict[LeafPath, Any] = traverse_util.flatten_dict(tree)
     return {"/".join(path): np.shape(leaf) for path, leaf in flat.items()}
 
 
-def _check_shapes(arch: Arch, where: str, held: Variables, wanted: Variables) -> None:
+def check_shapes(arch: Arch, where: str, held: Variables, wanted: Variables) -> None:
     held_shapes, wanted_shapes = (_shapes(tree) for tree in (held, wanted))
     wrong = [name for name in held_shapes | wanted_shapes if held_shapes.get(name) != wanted_shapes.get(name)]
     if wrong:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -108,10 +109,38 @@ def list_models() -> list[str]:
 
 
 def get_arch(name: str) -> Arch:
-    """The table's row of that name; ConfigError with the nearest name if there is none."""
-    if name not in ARCHS:
+    """The table's row of that name, or what grown_name calls so; ConfigError with the nearest name if there is none."""
+    if name in ARCHS:
+        return ARCHS[name]
+    parts = re.fullmatch(r"(\w+?)((?:-\d{1,4})+)(?:-w(\d{1,6}(?:-\d{1,6})*))?", name)
+    if parts is None or parts[1] not in ARCHS:
         raise ConfigError(unknown("architecture", name, ARCHS))
-    return ARCHS[name]
+    table = ARCHS[parts[1]]
+    blocks = [int(count) for count in parts[2].split("-")[1:]]
+    channels = [int(count) for count in parts[3].split("-")] if parts[3] else [c for _, c in table.stages]
+    if not len(blocks) == len(channels) == len(table.stages) or 0 in blocks + channels:
+        raise ConfigError(
+            f"architecture {name!r}: {table.name} has {len(table.stages)} stages; give that many numbers of blocks "
+            f"(and of channels), such as {grown_name(table, table)}"
+        )
+    # a first stage that takes the stem's channels as they are widens the stem with it
+    stem = channels[0] if table.stem_channels == table.stages[0][1] else table.stem_channels
+    return dataclasses.replace(table, name=name, stages=tuple(zip(blocks, channels, strict=True)), stem_channels=stem)
+
+
+def grown_name(old: Arch, new: Arch) -> str:
+    """The name of an Arch that another has grown into: resnet18-2-2-3-2, and -w64-128-320-512 once widened."""
+    base = old.name.removesuffix(_channels(old)).removesuffix(_blocks(old))
+    widened = old.name.endswith(_channels(old)) or _channels(new) != _channels(old)
+    return base + _blocks(new) + (_channels(new) if widened else "")
+
+
+def _blocks(arch: Arch) -> str:
+    return "".join(f"-{blocks}" for blocks, _ in arch.stages)
+
+
+def _channels(arch: Arch) -> str:
+    return "-w" + "-".join(str(channels) for _, channels in arch.stages)
 
 
 def create_model(

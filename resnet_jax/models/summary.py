@@ -11,6 +11,8 @@ from jax import numpy as jnp
 from resnet_jax.models.layers import Conv, Dense
 from resnet_jax.ops import plain
 
+LeafPath = tuple[str, ...]  # of a leaf of the variables, such as ("params", "stage1", "block1", "conv1", "kernel")
+
 
 class Row(NamedTuple):
     """A layer, the shape that it puts out, and how many parameters it holds."""

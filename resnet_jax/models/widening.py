@@ -13,7 +13,6 @@ from flax import traverse_util
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.growth import (
     COLLECTIONS,
-    Path,
     Variables,
     as_arch,
     changed,
@@ -23,6 +22,7 @@ from resnet_jax.models.growth import (
     shapes_like,
 )
 from resnet_jax.models.registry import Arch, scaled
+from resnet_jax.models.summary import LeafPath
 
 SHARES = (0.5, 1.5)  # the range that they are drawn from, before they are made to sum to 1
 SHORTCUTS = {  # the layers of one that projects
@@ -101,7 +101,7 @@ class _Net:
 
     def __init__(self, arch: Arch, variables: Variables, rng: np.random.Generator):
         self.arch, self.rng = arch, rng
-        self.flat: dict[Path, Any] = traverse_util.flatten_dict({name: variables[name] for name in COLLECTIONS})
+        self.flat: dict[LeafPath, Any] = traverse_util.flatten_dict({name: variables[name] for name in COLLECTIONS})
 
     def variables(self) -> dict[str, Any]:
         return traverse_util.unflatten_dict(self.flat)
@@ -110,12 +110,12 @@ class _Net:
         """A source."""
         return np.concatenate([np.arange(old), self.rng.integers(0, old, new - old)])
 
-    def put_out(self, layer: Path, source: np.ndarray) -> None:
+    def put_out(self, layer: LeafPath, source: np.ndarray) -> None:
         """Make a layer that puts the old channels out put out the new; nothing if there is no such layer."""
         for path in self._leaves(layer):
             self.flat[path] = np.asarray(self.flat[path])[..., source]
 
-    def split(self, layer: Path, source: np.ndarray) -> None:
+    def split(self, layer: LeafPath, source: np.ndarray) -> None:
         """Make a layer that takes the old channels in take in the new; nothing if there is no such layer."""
         for path in self._leaves(layer):
             if path[-1] == "kernel":
@@ -124,7 +124,7 @@ class _Net:
                 kernel = np.asarray(self.flat[path])[..., source, :]
                 self.flat[path] = (kernel * share[:, None]).astype(kernel.dtype)
 
-    def take_in(self, block: Path, stream: np.ndarray) -> None:
+    def take_in(self, block: LeafPath, stream: np.ndarray) -> None:
         """Make a block that takes the old stream in take in the new."""
         if self.arch.block == "preact":
             self.put_out((*block, "bn1"), stream)
@@ -132,7 +132,7 @@ class _Net:
         for shortcut in SHORTCUTS[self.arch.block]:
             self.split((*block, shortcut), stream)
 
-    def widen_block(self, block: Path, shapes: dict[str, Any], stream: np.ndarray) -> None:
+    def widen_block(self, block: LeafPath, shapes: dict[str, Any], stream: np.ndarray) -> None:
         """Make a block put out the new stream; what is inside it becomes as wide as in those shapes of such a block."""
         old, new = self._features((*block, "conv1")), shapes["conv1"]["kernel"].shape[-1]
         inside, within = self._inside(old, new)
@@ -155,7 +155,7 @@ class _Net:
         if "se" in shapes:
             self._widen_squeeze((*block, "se"), shapes["se"]["fc1"]["kernel"].shape[-1], stream)
 
-    def _widen_squeeze(self, layer: Path, features: int, stream: np.ndarray) -> None:
+    def _widen_squeeze(self, layer: LeafPath, features: int, stream: np.ndarray) -> None:
         """Squeeze-and-excitation of the new stream, squeezed to so many features."""
         squeezed = self.copies(self._features((*layer, "fc1")), features)
         self.split((*layer, "fc1"), stream)
@@ -173,8 +173,8 @@ class _Net:
         within = self.copies(size, new // groups)
         return (np.arange(groups)[:, None] * size + within).reshape(-1), within
 
-    def _leaves(self, layer: Path) -> list[Path]:
+    def _leaves(self, layer: LeafPath) -> list[LeafPath]:
         return [path for path in self.flat if path[1:-1] == layer]
 
-    def _features(self, layer: Path) -> int:
+    def _features(self, layer: LeafPath) -> int:
         return np.shape(self.flat["params", *layer, "kernel"])[-1]

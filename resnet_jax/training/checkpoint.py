@@ -9,7 +9,10 @@ import contextlib
 import errno
 import hashlib
 import logging
-from collections.abc import Iterator
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +22,38 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax.errors import CheckpointError
+from resnet_jax.errors import CheckpointError, one_line
 from resnet_jax.training.metrics import diverged
 from resnet_jax.training.state import PyTree, TrainState
 
 METRIC = "test_accuracy"
 
-# what Orbax warns of though it is meant: a checkpoint inside an epoch has no metrics, load() opens a folder to read
-MEANT = ("did not provide metrics", "read_only=True", "directory is read only")
-logging.getLogger("absl").addFilter(lambda record: not any(text in record.getMessage() for text in MEANT))
+# what Orbax warns of though it is meant: a checkpoint inside an epoch has no metrics, load() opens a folder to read,
+# and what a run that was killed had half written is removed
+MEANT = ("did not provide metrics", "read_only=True", "directory is read only", "since it is not finalized")
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    """Whether Orbax's log should have it: not what is meant, nor the traceback of an error that is raised as well."""
+    raised = record.exc_info is not None and "orbax" in record.pathname
+    return not raised and not any(text in record.getMessage() for text in MEANT)
+
+
+def _retrieved(record: logging.LogRecord) -> bool:
+    """Whether asyncio's log should have it: not an error of one more array, when that of the first has been raised."""
+    message = record.getMessage()
+    return "exception was never retrieved" not in message or "tensorstore" not in message
+
+
+def _unraisable(unraisable: Any, before: Callable[[Any], object] = sys.unraisablehook) -> None:
+    """After an error of one array TensorStore calls back for the others, in an event loop that Orbax has left."""
+    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+        before(unraisable)
+
+
+logging.getLogger("absl").addFilter(_worth_saying)
+logging.getLogger("asyncio").addFilter(_retrieved)
+sys.unraisablehook = _unraisable
 
 
 def digests(tree: PyTree) -> dict[str, str]:
@@ -41,7 +67,10 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints of a run's folder; a context manager, since leaving without closing would lose the last one."""
+    """The checkpoints of a run's folder; a context manager, since leaving without closing would lose the last one.
+
+    They are written in the background: that one cannot be, an OSError, is told by the next save or on leaving.
+    """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False):
         self.folder = run_dir.absolute() / "checkpoints"
@@ -62,7 +91,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.manager.close()  # waits for what is being written
+        with writing():
+            self.manager.close()  # waits for what is being written
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, or None."""
@@ -71,6 +101,12 @@ class Checkpoints:
     def best(self) -> int | None:
         """The step of the checkpoint of the highest test accuracy, or the latest if none has been evaluated."""
         return self.manager.best_step() or self.manager.latest_step()
+
+    def existing(self, step: int | None) -> int:
+        """The step that latest or best gives; CheckpointError where there is none."""
+        if step is None:
+            raise CheckpointError(f"{self.folder.parent}: the run has no checkpoint yet")
+        return step
 
     def save(self, state: TrainState, meta: dict[str, Any], test_accuracy: float | None = None) -> None:
         """Write a checkpoint of state.step, in the background. test_accuracy: where it has been evaluated."""
@@ -82,7 +118,9 @@ class Checkpoints:
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         metrics = None if test_accuracy is None else {METRIC: test_accuracy}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
-        if not self.manager.save(step, args=composite, metrics=metrics):  # it does not raise
+        with writing():
+            saved = self.manager.save(step, args=composite, metrics=metrics)
+        if not saved:  # it does not raise
             raise CheckpointError(f"{self.folder}: step {step} was not saved; the latest there is {self.latest()}")
 
     def restore_meta(self, step: int) -> dict[str, Any]:
@@ -125,11 +163,24 @@ def damage(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise CheckpointError(f"{path} cannot be read: {error.strerror}; it may well be whole") from error
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{path}: the checkpoint is damaged or of another network ({reason}); "
+            f"{path}: the checkpoint is damaged or of another network ({one_line(error)}); "
             "delete that checkpoint's folder to use the one before it"
         ) from error
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Whatever Orbax or TensorStore raise where a checkpoint cannot be written, as the OSError behind it."""
+    try:
+        yield
+    except (MemoryError, OSError):
+        raise
+    except Exception as error:
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, at the end of a long ValueError
+        if number:
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        raise OSError(errno.EIO, one_line(error)) from error
 
 
 def _metric(metrics: dict[str, float]) -> float:

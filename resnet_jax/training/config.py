@@ -70,8 +70,8 @@ class ModelConfig:
     freeze: bool = False
     """Train the head alone: the rest keeps its weights, and its batch norms their statistics."""
     grow: str = ""
-    """Blocks to add while training, without changing the function: EPOCH:STAGE, such as 5:3,10:4 for one at the end of
-    stage 3 when epoch 5 begins, and one in stage 4 when epoch 10 does."""
+    """EPOCH:STAGE for each block to add, such as 5:3,10:4: one at the end of stage 3 as epoch 5 begins, then one in
+    stage 4. It starts as the identity, so that the network goes on computing the same."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,9 +362,12 @@ def growths(grow: str) -> list[tuple[int, int]]:
 def _check_grow(config: Config) -> None:
     """Raise ConfigError where the run cannot grow when and where --grow says."""
     pairs, stages = growths(config.model.grow), len(get_arch(config.arch).stages)
+    if pairs and config.model.freeze:
+        raise ConfigError("--grow with --freeze: a new block would never be trained; leave one of them out")
     for epoch, stage in pairs:
         if not 2 <= epoch <= config.epochs:
-            raise ConfigError(f"--grow {epoch}:{stage}: epoch {epoch} is none of 2 to {config.epochs}, of --epochs")
+            when = f"as epoch 2 or a later one begins, up to --epochs {config.epochs}"
+            raise ConfigError(f"--grow {epoch}:{stage}: a block comes in {when}")
         if not 1 <= stage <= stages:
             raise ConfigError(f"--grow {epoch}:{stage}: {config.arch} has no stage {stage}; use 1 to {stages}")
     if [epoch for epoch, _ in pairs] != sorted(epoch for epoch, _ in pairs):

@@ -3,12 +3,16 @@
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
+from resnet_jax.errors import ConfigError, listed
 from resnet_jax.models import Arch
 from resnet_jax.models.growth import check_place, insert_blocks, moved
-from resnet_jax.training.state import PyTree, TrainState, trained
+from resnet_jax.models.summary import LeafPath
+from resnet_jax.training.state import PyTree, TrainState
 
+Leaves = dict[LeafPath, Any]
 GROWTH = 2**31 - 1  # apart from the steps, whose keys are folded from the seed too
 
 
@@ -20,9 +24,8 @@ def grow_state(
     stage: int,
     position: int | None = None,
     blocks: int = 1,
-    freeze: bool = False,
 ) -> tuple[Arch, TrainState]:
-    """The network with blocks more in a stage, and its state: insert_block's, with the optimizer's state grafted.
+    """The network with blocks more in a stage, and its state on the host, the optimizer's grafted: insert_block's.
 
     The blocks are drawn from the seed and from how many there were before, so that a run that is resumed, or grown by
     the command, grows the same. step and whatever the optimizer counts go on.
@@ -33,20 +36,32 @@ def grow_state(
     key, before = jax.random.fold_in(jax.random.key(seed), GROWTH), sum(count for count, _ in arch.stages)
     keys = [jax.random.fold_in(key, before + i) for i in range(blocks)]
     arch, variables = insert_blocks(arch, variables, stage, position, keys)
-    fresh = optimizer.init(trained(variables["params"], freeze))
-    opt_state = graft(fresh, held.opt_state, stage, position, blocks)
-    return arch, TrainState(held.step, variables["params"], variables["batch_stats"], opt_state)
+    params = variables["params"]
+    names = [f"block{i}" for i in range(position, position + blocks)]
+    inserted = {f"stage{stage}": {name: params[f"stage{stage}"][name] for name in names}}
+    old = {moved(path, stage, position, blocks): leaf for path, leaf in by_name(held.opt_state).items()}
+    return arch, TrainState(held.step, params, variables["batch_stats"], graft(optimizer, params, inserted, old))
 
 
-def graft(fresh: PyTree, old: PyTree, stage: int, position: int, blocks: int) -> PyTree:
-    """An optimizer's fresh state with the leaves of an old one, moved as their blocks moved, over its own.
+def graft(optimizer: optax.GradientTransformation, params: PyTree, inserted: PyTree, old: Leaves) -> PyTree:
+    """The optimizer's state for params: what it held of the old ones, by name, and its initial state of those inserted.
 
-    Whatever the optimizer keeps for each weight is in a tree with the names of the weights, at any depth; the rest,
-    such as counts, is where it was.
+    An optimizer keeps its numbers for each weight in a tree with the names of the weights, at any depth; the rest, such
+    as counts, stays where it was. ConfigError where names or shapes say that this one does not.
     """
-    held = {moved(_names(path), stage, position, blocks): leaf for path, leaf in jax.tree.leaves_with_path(old)}
-    return jax.tree.map_with_path(lambda path, leaf: held.get(_names(path), leaf), fresh)
+    leaves = by_name(optimizer.init(inserted)) | old  # of the inserted alone: no second state of the whole network
+    like = jax.eval_shape(optimizer.init, params)
+    wanted = {name: leaf.shape for name, leaf in by_name(like).items()}
+    if wanted != (held := {name: np.shape(leaf) for name, leaf in leaves.items()}):
+        wrong = listed(sorted("/".join(name) for name, _ in wanted.items() ^ held.items()))
+        raise ConfigError(f"the optimizer's state cannot be carried over to the grown network: {wrong}")
+    return jax.tree.map_with_path(lambda path, _: leaves[_names(path)], like)
 
 
-def _names(path: tuple[Any, ...]) -> tuple[str, ...]:
+def by_name(tree: PyTree) -> Leaves:
+    """The leaves by the names on their way."""
+    return {_names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _names(path: tuple[Any, ...]) -> LeafPath:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)

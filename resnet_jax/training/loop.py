@@ -97,6 +97,16 @@ class Progress:
     sums: Sums
     seconds: float
 
+    @classmethod
+    def of(cls, meta: dict[str, Any]) -> "Progress":
+        """That of a checkpoint."""
+        return cls(meta["history"], Sums(**meta["sums"]), meta["seconds"])
+
+    @property
+    def begun(self) -> int:
+        """How many epochs have begun."""
+        return len(self.history) + bool(self.sums.count)
+
 
 def fit(config: Config) -> Result:
     """Train as config says and return what came of it; this is what `python train.py` runs.
@@ -119,7 +129,8 @@ def _fit(config: Config) -> Result:
     )
     if config.run.compile_cache:
         hardware.use_compile_cache()
-    with rundir.hold(run_dir), Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
+    hold, kept = rundir.hold(run_dir), rundir.kept_in(run_dir)
+    with hold, kept, Checkpoints(run_dir) as checkpoints, stop_signals() as signals:
         if not config.run.resume:
             rundir.write_config(run_dir, config)
         trainer = make_trainer(config, latest_arch(config, checkpoints), devices, splits)
@@ -249,14 +260,23 @@ def start(trainer: Trainer, checkpoints: Checkpoints, pretrained: PyTree | None)
     state = checkpoints.restore(latest, jax.eval_shape(init))  # shapes are enough: nothing is compiled
     with damage(checkpoints.folder / str(latest)):
         meta = checkpoints.restore_meta(latest)
-        progress = Progress(meta["history"], Sums(**meta["sums"]), meta["seconds"])
-        done = len(progress.history)
-        rest = "; nothing is left to do" if done >= config.epochs else ""
-        tqdm.write(f"resumed from step {latest}, after {done} of {config.epochs} epochs{rest}")
-        dtype = jnp.dtype(trainer.model.dtype).name
-        if meta["dtype"] != dtype:
-            tqdm.write(f"computing in {dtype}; until step {latest} the run computed in {meta['dtype']}")
+        progress, old_dtype = Progress.of(meta), meta["dtype"]
+    check_epochs(config, progress)
+    done = len(progress.history)
+    rest = "; nothing is left to do" if done == config.epochs else ""
+    tqdm.write(f"resumed from step {latest}, after {done} of {config.epochs} epochs{rest}")
+    dtype = jnp.dtype(trainer.model.dtype).name
+    if old_dtype != dtype:
+        tqdm.write(f"computing in {dtype}; until step {latest} the run computed in {old_dtype}")
     return replicate(state, trainer.devices), progress
+
+
+def check_epochs(config: Config, progress: Progress) -> None:
+    """Raise ConfigError where a run has more epochs behind it, or begun, than it is to have."""
+    if progress.begun > config.epochs:
+        raise ConfigError(
+            f"--epochs {config.epochs}: the run has begun epoch {progress.begun}; give at least {progress.begun}"
+        )
 
 
 def grow(trainer: Trainer, state: TrainState, epoch: int) -> tuple[Trainer, TrainState]:
@@ -267,7 +287,7 @@ def grow(trainer: Trainer, state: TrainState, epoch: int) -> tuple[Trainer, Trai
         return trainer, state
     arch = trainer.arch
     for stage in stages:
-        arch, state = grow_state(arch, state, trainer.optimizer, config.seed, stage, freeze=config.model.freeze)
+        arch, state = grow_state(arch, state, trainer.optimizer, config.seed, stage)
         parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
         tqdm.write(
             f"epoch {epoch + 1} begins with block {arch.stages[stage - 1][0]} of stage {stage}, a new one: "

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import TrainingError
 from resnet_jax.training.step import Metrics
+from resnet_jax.whole_file import whole_file
 
 Row = dict[str, Any]
 
@@ -66,6 +66,5 @@ def diverged(what: str) -> TrainingError:
 
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Make the file hold these rows, a JSON object a line, all or none of them."""
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

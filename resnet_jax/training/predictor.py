@@ -7,7 +7,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from resnet_jax.data import DATASETS
-from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, ResNet, arch_from_dict
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.training.checkpoint import Checkpoints, damage
@@ -76,9 +76,7 @@ def as_images(images: np.ndarray | jax.Array, channels: int) -> np.ndarray:
 def load(run_dir: str | Path) -> Predictor:
     """The predictor of a run's best checkpoint, by test accuracy; CheckpointError where there is none."""
     with Checkpoints(Path(run_dir), read_only=True) as checkpoints:
-        step = checkpoints.best()
-        if step is None:
-            raise CheckpointError(f"{run_dir}: the run has no checkpoint yet")
+        step = checkpoints.existing(checkpoints.best())
         meta = checkpoints.restore_meta(step)
         with damage(checkpoints.folder / str(step)):
             config = from_dict(meta["config"])

@@ -11,7 +11,8 @@ from pathlib import Path
 import filelock
 
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.training.config import PARTS, Config, from_dict
+from resnet_jax.training.config import PARTS, Config, from_dict, growths
+from resnet_jax.whole_file import whole_file
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.json"
@@ -93,9 +94,20 @@ def read_config(run_dir: Path) -> Config:
 
 def write_config(run_dir: Path, config: Config) -> None:
     """Keep the config beside the checkpoints."""
-    part = run_dir / (CONFIG_FILE + ".part")
-    part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
-    os.replace(part, run_dir / CONFIG_FILE)
+    with whole_file(run_dir / CONFIG_FILE) as part:
+        part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def kept_in(run_dir: Path) -> Iterator[None]:
+    """An error of what a run writes into its folder, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{run_dir} cannot be written to: {error.strerror or error}; mend that, then "
+            f"--resume --run-dir {run_dir} goes on from the last checkpoint that is whole"
+        ) from error
 
 
 def check_same_run(run_dir: Path, config: Config) -> None:
@@ -110,13 +122,15 @@ def check_same_run(run_dir: Path, config: Config) -> None:
         if key not in FREE and old[key] != new[key]:
             flag = "--" + key.replace("_", "-")
             raise ConfigError(
-                f"--resume: the run in {run_dir} has {flag} {old[key]}, not {new[key]}; "
+                f"--resume: the run in {run_dir} has {flag} {old[key] or repr(old[key])}, "
+                f"not {new[key] or repr(new[key])}; "
                 f"leave {flag} out, or start another run without --resume"
             )
 
 
 def _flat(config: Config) -> dict[str, object]:
     values = dataclasses.asdict(config)
+    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))  # no blanks
     parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}
 

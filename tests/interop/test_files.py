@@ -91,7 +91,7 @@ def test_counters_do_not_stand_in_the_way(tmp_path):
 
 def test_what_is_no_file_of_weights(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"x")
-    refused(lambda: read_state_dict(tmp_path), "is a folder; give the .safetensors or .pth file in it")
+    refused(lambda: read_state_dict(tmp_path), "is a folder; give a .safetensors or .pth file")
     refused(lambda: read_state_dict(tmp_path / "none.pth"), "there is no such file")
     refused(lambda: read_state_dict(tmp_path / "a.onnx"), "unknown kind of file", ".safetensors", ".pth")
     refused(lambda: write_state_dict(tmp_path / "a.onnx", STATE), "unknown kind of file")
@@ -141,6 +141,25 @@ def test_with_torch_pth_files_are_read_and_nothing_in_them_is_run(tmp_path):
     refused(lambda: read_state_dict(tmp_path / "f.pth"), "holds a list, not a state dict")
 
 
+def test_files_are_written_whole_and_readable(tmp_path, monkeypatch):
+    """With the umask's mode; of what fails nothing is left, and what was there stays."""
+    write_state_dict(tmp_path / "a.safetensors", STATE)
+    save_weights(tmp_path / "w", Weights("resnet20", {}, VARIABLES))
+    (tmp_path / "plain").touch()
+    for path in ("a.safetensors", "w/variables.safetensors"):
+        assert (tmp_path / path).stat().st_mode == (tmp_path / "plain").stat().st_mode
+    before = (tmp_path / "a.safetensors").read_bytes()
+
+    def fail(tensors, path):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    refused(lambda: write_state_dict(tmp_path / "a.safetensors", STATE), "No space left on device")
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "plain", "w"]
+
+
 def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
@@ -164,4 +183,4 @@ def test_damaged_folders_of_weights(tmp_path):
         refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged")
     about.unlink()
     refused(lambda: load_weights(tmp_path / "w"), "no weights.json there", "resnet_jax convert")
-    refused(lambda: load_weights(tmp_path / "nowhere"), "no weights.json there")
+    refused(lambda: load_weights(tmp_path / "nowhere"), "there is no such folder")

@@ -224,11 +224,11 @@ def test_what_does_not_nest():
     variables = variables_of("resnet32", width=0.5)
     with pytest.raises(ConfigError, match="resnet20 has 3 blocks in stage 1 and the smaller network 5"):
         embed(variables, "resnet20", width=0.5)
-    with pytest.raises(ConfigError, match=r"of resnet44: params/head/kernel is \(32, 10\), its own \(64"):
+    with pytest.raises(ConfigError, match=r"of resnet44-5-5-5: params/head/kernel is \(32, 10\), its own \(64"):
         embed(variables, "resnet44")
     with pytest.raises(ConfigError, match=r"resnet34 has 3 blocks in stage 4 and the smaller network 0"):
         embed(variables_of(dataclasses.replace(ARCHS["resnet18"], stages=((2, 64),) * 3), width=0.125), "resnet34")
-    with pytest.raises(ConfigError, match="these are not the variables of wrn_28_10"):
+    with pytest.raises(ConfigError, match="these are not the variables of wrn_28_10-2-2-2"):
         embed(variables_of("wrn_16_4", width=0.125), "wrn_28_10", width=0.125)
 
 
@@ -285,6 +285,7 @@ def test_widths_of_a_narrower_network():
     variables = variables_of("wrn_16_4", width=0.5)
     arch, grown = widen("wrn_16_4", variables, 3, 512, key=KEY, width=0.5)
     assert arch.name == "wrn_16_4-2-2-2-w64-128-512"
+    assert get_arch(arch.name) == arch
     assert shapes(grown) == own_shapes(arch, width=0.5)
 
 

@@ -10,7 +10,7 @@ from jax import numpy as jnp
 
 from resnet_jax import create_model, list_models
 from resnet_jax.errors import ConfigError
-from resnet_jax.models.registry import get_arch
+from resnet_jax.models.registry import get_arch, grown_name
 
 FROZEN = seeded.frozen("torch_nets")
 
@@ -18,6 +18,24 @@ FROZEN = seeded.frozen("torch_nets")
 def shapes_of(model, input_shape):
     """(output, variables) as shapes: no arithmetic."""
     return jax.eval_shape(lambda: model.init_with_output(jax.random.key(0), jnp.zeros(input_shape)))
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_grown_network_is_known_by_its_name(name):
+    """Deeper, then wider, then deeper again; with a stem that goes with the first stage where that does not project."""
+    arch = get_arch(name)
+    (blocks, channels), *rest = arch.stages
+    deeper = dataclasses.replace(arch, stages=((blocks + 1, channels), *rest))
+    deeper = dataclasses.replace(deeper, name=grown_name(arch, deeper))
+    stem = 2 * channels if arch.stem_channels == channels else arch.stem_channels
+    wider = dataclasses.replace(deeper, stages=((blocks + 2, 2 * channels), *rest), stem_channels=stem)
+    wider = dataclasses.replace(wider, name=grown_name(deeper, wider))
+    assert deeper.name == f"{name}-{blocks + 1}" + "".join(f"-{b}" for b, _ in rest)
+    assert wider.name == f"{name}-{blocks + 2}" + "".join(f"-{b}" for b, _ in rest) + (
+        f"-w{2 * channels}" + "".join(f"-{c}" for _, c in rest)
+    )
+    for grown in (deeper, wider):
+        assert get_arch(grown.name) == grown
 
 
 def test_names_are_sorted_and_hold_the_seeds():

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import functools
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 from resnet_jax.data import DATASETS, Arrays, DatasetSpec, Splits
 from resnet_jax.data.specs import digests_of
@@ -120,6 +122,21 @@ def assert_trees_close(mine: Any, theirs: Any, rtol: float, atol: float) -> None
         jax.device_get(mine),
         jax.device_get(theirs),
     )
+
+
+# pytest hears of what checkpoint.py keeps Python from printing: TensorStore calls back in an event loop that is closed
+tensorstore_gives_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@contextlib.contextmanager
+def no_large_files() -> Iterator[None]:
+    """No file of this process can grow beyond 4 kB, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @contextlib.contextmanager

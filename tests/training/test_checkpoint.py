@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from made import kept
+from made import kept, tensorstore_gives_up
 
 from resnet_jax.errors import CheckpointError
 from resnet_jax.training.checkpoint import Checkpoints, digests
@@ -101,10 +101,6 @@ def test_a_checkpoint_with_more_or_fewer_parts(tmp_path):
     for other in (more, fewer):
         with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="of another network"):
             checkpoints.restore(3, other)
-
-
-# after an error of one array it calls back for the others, in an event loop that Orbax has closed by then
-tensorstore_gives_up = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def files_of(run_dir: Path) -> list[Path]:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from jax import numpy as jnp
 from made import NETS, STEPS, final, make_config, make_splits, read_rows, without_timings
 from test_resume import fit_stopped_at
 
-from resnet_jax import create_model, fit, load
+from resnet_jax import cli, create_model, fit, load
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.interop import Weights, save_weights
@@ -25,6 +28,7 @@ from resnet_jax.training import OptimConfig, grow_run, loop
 from resnet_jax.training.checkpoint import Checkpoints
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.training.rundir import check_same_run, read_config
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Dataset, make_train_steps, replicate, shard
 
@@ -70,14 +74,13 @@ def initial(arch):
     return jax.device_get(jax.jit(create_model(arch, 4).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
 
 
-def used_state(arch, optimizer, freeze=False):
+def used_state(arch, optimizer):
     """A state after two updates of noise."""
     held, rng = initial(arch), np.random.default_rng(0)
-    params = {"head": held["params"]["head"]} if freeze else held["params"]
-    opt_state = optimizer.init(params)
+    opt_state = optimizer.init(held["params"])
     for _ in range(2):
-        grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), params)
-        _, opt_state = optimizer.update(grads, opt_state, params)
+        grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), held["params"])
+        _, opt_state = optimizer.update(grads, opt_state, held["params"])
     stats = jax.tree.map(lambda leaf: leaf * np.float32(1.5) + np.float32(0.1), held["batch_stats"])
     return TrainState(np.int32(2), held["params"], stats, jax.device_get(opt_state))
 
@@ -88,24 +91,21 @@ def named(tree):
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): np.asarray(leaf) for path, leaf in parts}
 
 
-@pytest.mark.parametrize(
-    ("name", "freeze"), [("sgd", False), ("adamw", False), ("kernels", False), ("sgd", True), ("adamw", True)]
-)
-def test_old_weights_keep_what_the_optimizer_knows(name, freeze):
+@pytest.mark.parametrize("name", ["sgd", "adamw", "kernels"])
+def test_old_weights_keep_what_the_optimizer_knows(name):
     """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
     arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]
-    state = used_state(arch, optimizer, freeze)
-    deeper, grown = grow_state(arch, state, optimizer, 7, stage=2, position=3, blocks=2, freeze=freeze)
+    state = used_state(arch, optimizer)
+    deeper, grown = grow_state(arch, state, optimizer, 7, stage=2, position=3, blocks=2)
     assert deeper.stages == ((1, 64), (5, 16))
     assert grown.step == 2
-    params = {"head": grown.params["head"]} if freeze else grown.params
-    fresh = optimizer.init(params)
+    fresh = optimizer.init(grown.params)
     assert jax.tree.structure(grown.opt_state) == jax.tree.structure(fresh)
     old, new, init = named(state.opt_state), named(grown.opt_state), named(fresh)
     for path, leaf in old.items():
         np.testing.assert_array_equal(new.pop(moved(path, 2, 3, 2)), leaf, err_msg=str(path))
     inserted = {tuple(path[i : i + 2]) for path in new for i in range(len(path)) if path[i] == "stage2"}
-    assert inserted == (set() if freeze else {("stage2", "block3"), ("stage2", "block4")})
+    assert inserted == {("stage2", "block3"), ("stage2", "block4")}
     for path, leaf in new.items():
         np.testing.assert_array_equal(leaf, init[path], err_msg=str(path))
     jax.tree.map(np.testing.assert_array_equal, grown.batch_stats["stem"], state.batch_stats["stem"])
@@ -113,6 +113,18 @@ def test_old_weights_keep_what_the_optimizer_knows(name, freeze):
     jax.tree.map(np.testing.assert_array_equal, *(stage[f"block{5 - 2 * i}"] for i, stage in enumerate(last)))
     blocks = [grown.params["stage2"][f"block{i}"]["conv1"]["kernel"] for i in (3, 4)]
     assert np.any(blocks[0] != blocks[1])  # each has a key of its own
+
+
+@pytest.mark.parametrize("name", ["flat", "renamed"])
+def test_an_optimizer_whose_state_cannot_be_carried_over(name):
+    """Where names or shapes do not meet nothing is dropped without a word."""
+    inner = optax.sgd(0.1, momentum=0.9)
+    renamed = optax.GradientTransformation(lambda params: {"x": inner.init(params)}, inner.update)
+    optimizer = {"flat": optax.flatten(inner), "renamed": renamed}[name]
+    state = used_state(NETS[0], inner if name == "renamed" else optimizer)
+    with pytest.raises(ConfigError, match="state cannot be carried over to the grown network: ") as error:
+        grow_state(NETS[0], state, optimizer, 0, stage=1)
+    assert "\n" not in str(error.value)
 
 
 def test_the_first_step_changes_old_weights_as_it_would_have():
@@ -207,19 +219,26 @@ def test_two_blocks_in_one_epoch_and_all_options(data_dir, tmp_path):
     assert all(np.abs(blocks[f"block{i}"]["bn2"]["scale"]).max() > 1e-6 for i in (2, 3))  # they have learnt
 
 
-def test_a_frozen_trunk_grows_and_the_head_does_not_see_it(data_dir, tmp_path):
-    """Nothing of a new block is trained, so it stays the identity."""
-    model = create_model("tiny", 4)
-    held = jax.device_get(model.init(jax.random.key(7), jnp.zeros((1, 8, 8, 1))))
-    save_weights(tmp_path / "w", Weights("tiny", {}, held))
-    config = make_config(data_dir, tmp_path / "a", freeze=True, pretrained=str(tmp_path / "w"))
+def test_a_frozen_trunk_does_not_grow(data_dir, tmp_path):
+    """Its new block would stay the identity: neither by the flag nor by the command."""
+    save_weights(tmp_path / "w", Weights("tiny", {}, initial(NETS[0])))
+    config = make_config(data_dir, tmp_path / "run", epochs=1, freeze=True, pretrained=str(tmp_path / "w"))
+    with pytest.raises(ConfigError, match="--grow with --freeze: a new block would never be trained"):
+        fit(made.change(config, epochs=2, grow="2:2"))
     fit(config)
-    fit(made.change(config, run_dir=str(tmp_path / "b"), grow="2:2"))
-    plain, grown = (load(tmp_path / name) for name in "ab")
-    assert "block2" in grown.variables["params"]["stage2"]
-    made.assert_trees_close(grown.variables["params"]["head"], plain.variables["params"]["head"], 1e-6, 1e-7)
-    images = make_splits().test.images
-    np.testing.assert_allclose(grown(images), plain(images), atol=1e-6)
+    with pytest.raises(ConfigError, match="trains its head alone"):
+        grow_run(tmp_path / "run", tmp_path / "grown", stage=2)
+    assert not (tmp_path / "grown").exists()
+
+
+def test_a_run_starts_from_the_weights_of_a_grown_network(data_dir, tmp_path):
+    """Its name is an --arch: kept in a folder of weights, and read back."""
+    arch = dataclasses.replace(NETS[0], name="tiny-1-2", stages=((1, 64), (2, 16)))
+    save_weights(tmp_path / "w", Weights(arch.name, {}, initial(arch)))
+    config = make_config(data_dir, tmp_path / "run", epochs=1, learning_rate=0.0, arch=arch.name, **CONSTANT)
+    fit(made.change(config, pretrained=str(tmp_path / "w")))
+    assert arch_of(tmp_path / "run") == arch
+    jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "run").variables["params"], initial(arch)["params"])
 
 
 @pytest.mark.parametrize(("accuracies", "name"), [((3, 2, 1), "tiny"), ((1, 3, 2), "tiny-1-2")])
@@ -239,12 +258,13 @@ def test_the_best_checkpoint_is_of_another_depth_than_the_latest(data_dir, tmp_p
     np.testing.assert_allclose(predictor(make_splits().test.images), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("grow", ["", "2:1", "3:2"])
-def test_another_growth_is_another_run(data_dir, tmp_path, monkeypatch, grow):
-    config = make_config(data_dir, tmp_path / "run", epochs=3, grow="2:2")
+def test_another_growth_is_another_run(data_dir, tmp_path, monkeypatch):
+    config = make_config(data_dir, tmp_path / "run", epochs=3, grow="2:2,3:1")
     fit_stopped_at(monkeypatch, 1, config)
-    with pytest.raises(ConfigError, match=r"has --grow 2:2, not .*; leave --grow out"):
-        fit(made.change(config, resume=True, grow=grow))
+    for grow, shown in (("", "''"), ("2:1", "2:1"), ("3:1,3:2", "3:1,3:2")):
+        with pytest.raises(ConfigError, match=f"has --grow 2:2,3:1, not {shown}; leave --grow out"):
+            fit(made.change(config, resume=True, grow=grow))
+    check_same_run(tmp_path / "run", made.change(config, grow=" 2:2, 3:1"))  # the same, with blanks
 
 
 # ---- a run made of another ----
@@ -259,8 +279,9 @@ def short(data_dir, cache_dir, tmp_path_factory):
 def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp_path):
     """To the bit: the blocks are of the seed and the depth alone."""
     before = made.snapshot(short)
-    arch, config, done = grow_run(short, tmp_path / "grown", stage=2)
-    assert (arch.name, config.run.run_dir, config.epochs, done) == ("tiny-1-2", str(tmp_path / "grown"), 1, 1)
+    grown = grow_run(short, tmp_path / "grown", stage=2)
+    assert (grown.arch.name, grown.config.run.run_dir) == ("tiny-1-2", str(tmp_path / "grown"))
+    assert (grown.step, grown.epochs, grown.config.epochs, grown.rates[0]) == (STEPS, 1, 1, grown.rates[1])
     assert made.snapshot(short) == before
     assert read_rows(tmp_path / "grown") == read_rows(short)
     images = make_splits().test.images
@@ -271,25 +292,35 @@ def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp
 
 
 def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
-    """What the epoch had summed up goes on; what is left of --grow too."""
+    """What the epoch had summed up goes on; what is left of --grow too. It cannot be left half done."""
     config = make_config(data_dir, tmp_path / "run", epochs=2, grow="2:1")
     fit_stopped_at(monkeypatch, 2, config)
-    grow_run(tmp_path / "run", tmp_path / "new" / "grown", stage=2, position=2)
+    grown = grow_run(tmp_path / "run", tmp_path / "new" / "grown", stage=2, position=2)
+    assert (grown.step, grown.epochs) == (2, 0)
+    other = made.change(config, run_dir=str(tmp_path / "other"), grow="")
+    fit_stopped_at(monkeypatch, STEPS + 1, other)
+    with pytest.raises(ConfigError, match="--epochs 1: the run has begun epoch 2; give at least 2"):
+        grow_run(tmp_path / "other", tmp_path / "no", stage=2, epochs=1)
+    before = final(tmp_path / "other")
+    with pytest.raises(ConfigError, match="--epochs 1: the run has begun epoch 2; give at least 2"):
+        fit(made.change(other, resume=True, epochs=1))
+    assert final(tmp_path / "other") == before
     result = fit(made.change(config, run_dir=str(tmp_path / "new" / "grown"), resume=True))
     assert arch_of(tmp_path / "new" / "grown").name == "tiny-2-2"
     assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
 
 
 BAD = [
-    ({"stage": 3}, ConfigError, "stage 3: tiny has 2 stages; use 1 to 2"),
-    ({"stage": 0}, ConfigError, "stage 0"),
-    ({"stage": 2, "position": 3}, ConfigError, "position 3: stage 2 of tiny has 1 blocks; use 2 to 2"),
+    ({"stage": 3}, ConfigError, "--stage 3: tiny has 2 stages; use 1 to 2"),
+    ({"stage": 0}, ConfigError, "--stage 0"),
+    ({"stage": 2, "position": 3}, ConfigError, "--position 3: stage 2 of tiny has 1 blocks; use 2 to 2"),
     ({"stage": 2, "position": 1}, ConfigError, "position 1: the first block of stage 2 of tiny changes the size"),
     ({"stage": 2, "blocks": 0}, ConfigError, "--blocks 0 must be at least 1"),
-    ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0: the run has 1 behind it"),
+    ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0 is out of range: it must be finite and at least 1"),
     ({"stage": 2, "out": "full"}, ConfigError, "--out full exists; give another folder"),
     ({"stage": 2, "out": "full/file/run"}, ConfigError, "full/file is not a folder that can be written to"),
     ({"stage": 2, "out": "x" * 300}, ConfigError, "File name too long"),
+    ({"stage": 2, "out": "link/deeper"}, ConfigError, "--out link/deeper is inside"),
     ({"stage": 2, "run_dir": "full"}, CheckpointError, "full: no run is kept there"),
 ]
 
@@ -298,6 +329,7 @@ BAD = [
 def test_a_run_that_cannot_be_made(short, changes, kind, message):
     Path("full").mkdir()
     Path("full/file").touch()
+    Path("link").symlink_to(short)
     before = made.snapshot(Path())
     with made.compilations() as programs, pytest.raises(kind) as error:
         grow_run(**{"run_dir": short, "out": "grown", **changes})
@@ -307,21 +339,42 @@ def test_a_run_that_cannot_be_made(short, changes, kind, message):
     assert made.snapshot(Path()) == before
 
 
-def test_nothing_is_left_of_a_failure(short, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Checkpoints, "save", fail)
-    with pytest.raises(ConfigError, match="--out grown cannot be written: No space left on device"):
-        grow_run(short, "grown", stage=2)
+@made.tensorstore_gives_up
+def test_nothing_is_left_of_a_checkpoint_that_cannot_be_written(short, tmp_path):
+    """Nor of the folders above it. What fails is written in the background, as on a full disk."""
+    grow_run(short, "warm", stage=2)  # so that no program is left to be cached
+    shutil.rmtree("warm")
+    with made.no_large_files(), pytest.raises(ConfigError, match="--out a/b/grown cannot be written: File too large"):
+        grow_run(short, "a/b/grown", stage=2)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_run(short, tmp_path):
+def test_nothing_is_left_when_it_is_terminated(short, tmp_path, monkeypatch):
+    def save(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(SystemExit) as stop:
+        cli.command(["grow", str(short), "--stage", "2", "--out", "a/grown"])
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["params", "arch", "dtype", "sums", "history"])
+def test_a_damaged_run(short, tmp_path, missing):
+    """Items, and entries of the JSON one."""
     shutil.copytree(short, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS) / "params")
+    checkpoint = tmp_path / "run" / "checkpoints" / str(STEPS)
+    if missing == "params":
+        shutil.rmtree(checkpoint / missing)
+    else:
+        meta = json.loads((checkpoint / "meta/metadata").read_text())
+        del meta[missing]
+        (checkpoint / "meta/metadata").write_text(json.dumps(meta))
     with pytest.raises(CheckpointError, match="damaged"):
         grow_run(tmp_path / "run", tmp_path / "grown", stage=2)
+    with pytest.raises(CheckpointError, match="damaged"):
+        fit(made.change(read_config(short), run_dir=str(tmp_path / "run"), resume=True))
     assert not (tmp_path / "grown").exists()
 
 

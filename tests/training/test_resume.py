@@ -101,6 +101,38 @@ def test_a_finished_run_stays_as_it_is(data_dir, tmp_path, capsys):
     assert (final(tmp_path / "run"), read_rows(tmp_path / "run")) == (before, rows)
 
 
+FULL = """
+import sys
+import made
+from resnet_jax.cli import main
+from resnet_jax.training.loop import Saver
+
+def end_of_epoch(self, state, progress, end=Saver.end_of_epoch):
+    if len(progress.history) == 2:
+        full.__enter__()
+    end(self, state, progress)
+
+full = made.no_large_files()
+made.install()
+Saver.end_of_epoch = end_of_epoch
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written(whole, data_dir, cache_dir, tmp_path):
+    """As on a full disk: one line, though it fails in the background; the run goes on from the checkpoint before it."""
+    command = [sys.executable, "-c", FULL, *flags(data_dir, tmp_path / "run"), "--no-compile-cache"]
+    run = subprocess.run(command, env=environment(cache_dir), capture_output=True, text=True)
+    assert run.returncode == 2
+    line = f"train.py: {tmp_path / 'run'} cannot be written to: File too large; mend that, then --resume "
+    assert run.stderr.splitlines()[-1].startswith(line)
+    assert "Traceback" not in run.stderr
+    assert final(tmp_path / "run")[0] == STEPS
+    fit(make_config(data_dir, tmp_path / "run", epochs=EPOCHS, resume=True))
+    assert final(tmp_path / "run") == whole
+    assert kept(tmp_path / "run")[-1] == whole[0]  # nothing is left that is no checkpoint
+
+
 def test_another_number_of_devices_goes_on(whole, data_dir, tmp_path):
     """Not bit for bit: sums are added in another order."""
     run_dir = tmp_path / "run"
@@ -110,11 +142,17 @@ def test_another_number_of_devices_goes_on(whole, data_dir, tmp_path):
     assert losses == pytest.approx([row["train_loss"] for row in whole[-1]], rel=1e-3)
 
 
+def environment(cache_dir: Path) -> dict[str, str]:
+    """Of a process that finds this package and made.py."""
+    here = Path(__file__).parent
+    return os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": f"{here.parents[1]}:{here}"}
+
+
 def start_process(step: int, argv: list[str], cache_dir: Path) -> subprocess.Popen:
     """run_made.py, when it has come to that step."""
-    environment = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, str(Path(__file__).with_name("run_made.py")), str(step), *argv]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    env = environment(cache_dir)
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if line == "waiting\n":
