@@ -1,20 +1,26 @@
 """A network that grows while it trains, beside networks trained from scratch with the same compute.
 
-python benchmarks/growth.py --json docs/growth.json --plot docs/growth.svg
+python benchmarks/growth.py --json docs/growth_600.json --plot docs/growth_600.svg
+python benchmarks/growth.py --cost resnet152     what it takes to make a network deeper by a block; trains nothing
 
 Fashion-MNIST at 28x28, the chapter's blocks at half their width, every arm with configs/quick.toml's optimizer over
 its own number of steps (warm-up, then a cosine to 0). One arm grows from a block a stage to ResNet-18's two, a block
 at a time. Compute is multiply-adds: those of the network's forward pass, three times for a step, summed over the steps.
 The arms that share the grown one's compute get as many steps as it pays for, to the nearest.
 
-The JSON file is written after each run, and runs that are in it are not made again; --plot needs matplotlib.
+The JSON file is written after each run, and runs that are in it are not made again: it is of one machine and one
+number of steps. --plot needs matplotlib, --cost Linux.
 """
 
 import argparse
+import ctypes
 import dataclasses
+import gc
+import importlib.util
 import itertools
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,7 @@ from resnet_jax.training.step import (
     replicate,
     shard,
 )
+from resnet_jax.whole_file import whole_file
 
 LARGE = get_arch("resnet18")
 SMALL = dataclasses.replace(LARGE, name="resnet10", stages=tuple((1, channels) for _, channels in LARGE.stages))
@@ -66,22 +73,65 @@ def main() -> None:
     parser.add_argument("--json", default="growth.json", help="where results are kept")
     parser.add_argument("--plot", default="", help="the picture to draw of them")
     parser.add_argument("--plot-only", action="store_true", help="train nothing")
+    parser.add_argument("--cost", metavar="ARCH", help="measure the growth of one network by one block")
     args = parser.parse_args()
+    if args.cost:
+        print(growth_cost(get_arch(args.cost)))
+        return
+    if args.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib: pip install matplotlib")
     path = Path(args.json)
-    results: Run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"runs": []}
-    done: list[Run] = results["runs"]
+    results = read_results(parser, path, args)
     if not args.plot_only:
-        results["machine"] = f"{hardware.describe(jax.local_devices()[:1], dtype())}, jax {jax.__version__}"
         hardware.use_compile_cache()
         splits = load("fashion_mnist", log=print)
-        for seed in range(args.seeds):
-            for arm in arms(args.steps):
-                if not any((run["arm"], run["seed"], run["steps"]) == (arm.name, seed, arm.steps) for run in done):
-                    done.append(train(arm, seed, splits))
-                    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    print(table(done))
+        for arm, seed in itertools.product(arms(args.steps), range(args.seeds)):
+            if not any((run["arm"], run["seed"]) == (arm.name, seed) for run in results["runs"]):
+                results["runs"].append(train(arm, seed, splits))
+                with whole_file(path) as part:
+                    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table(results["runs"]))
     if args.plot:
-        plot(done, args.plot)
+        plot(results["runs"], args.plot)
+
+
+def read_results(parser: argparse.ArgumentParser, path: Path, args: argparse.Namespace) -> Run:
+    """What the file holds, or the start of it; an error where its runs are not to be mixed with those asked for."""
+    machine = f"{hardware.describe(jax.local_devices()[:1], dtype())}, jax {jax.__version__}"
+    asked = {"machine": machine, "steps": args.steps}
+    if not path.exists():
+        if args.plot_only:
+            parser.error(f"--json {path}: there is no such file; leave --plot-only out to make it")
+        return asked | {"runs": []}
+    results: Run = json.loads(path.read_text(encoding="utf-8"))
+    held = {key: results[key] for key in asked}
+    if held != asked and not args.plot_only:
+        parser.error(f"--json {path} holds runs of {held}, not {asked}; give another file")
+    return results
+
+
+def growth_cost(arch: Arch) -> str:
+    """Seconds and memory that a run's growth by a block in its largest stage takes, its weights and momentum held."""
+    config, devices = recipe(), jax.local_devices()[:1]
+    optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1))
+    shapes = jax.eval_shape(lambda: create_state(create_model(arch), optimizer, 0, (64, 64, 3)))
+    state = replicate(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes), devices)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.block_until_ready(state))) / 1e6
+    stage = 1 + max(range(len(arch.stages)), key=lambda i: arch.stages[i][0])
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # memory that is free but held would be used again and not be seen
+    Path("/proc/self/clear_refs").write_text("5")  # what the process has held at most begins anew
+    before, began = resident("VmRSS"), time.monotonic()
+    grown, state = grow_state(arch, state, optimizer, 0, stage)
+    jax.block_until_ready(replicate(state, devices))
+    seconds, more = time.monotonic() - began, resident("VmHWM") - before
+    return f"{grown.name}: {seconds:.1f} s, and {more:.0f} MB beside its state of {size:.0f} MB"
+
+
+def resident(field: str) -> float:
+    """A line of Linux's account of this process's memory, in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(field))
 
 
 def cost(arch: Arch, batch_size: int) -> int:

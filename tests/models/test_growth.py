@@ -1,8 +1,10 @@
 """Grown networks against the networks that they grew from: the same function, and gradients that say so."""
 
 import dataclasses
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import flax_side
 import jax
@@ -16,6 +18,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models.growth import moved
 from resnet_jax.models.registry import ARCHS, get_arch
 
+ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(5)
 RTOL = 1e-6  # of the logits' scale
 X = seeded.normal("growth x", (8, 16, 16, 3))
@@ -343,28 +346,12 @@ def test_the_same_function_of_1000_real_images(name):
         assert_same_function(out[kind], out["old"], RTOL, RTOL if kind == "deeper" else 3 * RTOL)
 
 
-GROW_152 = """
-import resource, sys, time
-import jax, numpy as np
-from resnet_jax import create_model, insert_block
-model = create_model("resnet152", 1000)
-shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jax.numpy.zeros((1, 64, 64, 3))))
-variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
-size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
-before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, time.monotonic()
-arch, grown = insert_block("resnet152", variables, stage=3, key=jax.random.key(0))
-jax.block_until_ready(grown)
-seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(arch.name, seconds, (after - before) / size)
-"""
-
-
 @pytest.mark.long
-def test_growing_resnet152_takes_seconds_and_no_second_copy():
-    """In a process of its own: what it holds at most grows by less than the network."""
-    run = subprocess.run([sys.executable, "-c", GROW_152], capture_output=True, text=True, check=True)
-    name, seconds, share = run.stdout.split()
-    print(run.stdout)
+def test_growing_resnet152_holds_no_second_copy_of_its_state():
+    """In a process of its own: what it holds at most grows by less than the weights and their momentum."""
+    command = [sys.executable, "benchmarks/growth.py", "--cost", "resnet152"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    print(said)
+    [(name, more, size)] = re.findall(r"(\S+): .* (\d+) MB beside its state of (\d+) MB\n", said)
     assert name == "resnet152-3-8-37-3"
-    assert float(seconds) < 10
-    assert float(share) < 1
+    assert 0 < int(more) < int(size)
