@@ -30,6 +30,7 @@ import numpy as np
 from resnet_jax import create_model, load_recipe, multiply_adds
 from resnet_jax.data import Splits, load
 from resnet_jax.data.augment import Preprocess
+from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, get_arch
 from resnet_jax.training import Config, hardware
 from resnet_jax.training.growth import grow_state
@@ -76,7 +77,10 @@ def main() -> None:
     parser.add_argument("--cost", metavar="ARCH", help="measure the growth of one network by one block")
     args = parser.parse_args()
     if args.cost:
-        print(growth_cost(get_arch(args.cost)))
+        try:
+            print(growth_cost(get_arch(args.cost)))
+        except ConfigError as error:
+            parser.error(f"--cost: {error}")
         return
     if args.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib: pip install matplotlib")
@@ -103,8 +107,11 @@ def read_results(parser: argparse.ArgumentParser, path: Path, args: argparse.Nam
         if args.plot_only:
             parser.error(f"--json {path}: there is no such file; leave --plot-only out to make it")
         return asked | {"runs": []}
-    results: Run = json.loads(path.read_text(encoding="utf-8"))
-    held = {key: results[key] for key in asked}
+    try:
+        results: Run = json.loads(path.read_text(encoding="utf-8"))
+        held = {key: results[key] for key in asked}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        parser.error(f"--json {path} does not hold results of this benchmark ({error!r}); give another file")
     if held != asked and not args.plot_only:
         parser.error(f"--json {path} holds runs of {held}, not {asked}; give another file")
     return results

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -24,6 +26,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "train.py") -> int:
 def command(argv: Sequence[str] | None = None, prog: str = "resnet-jax") -> int:
     """What the first word of COMMANDS says, or train where flags alone are given; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"{prog} COMMAND --help tells of each of {', '.join(COMMANDS)}. Without a command it is train:\n")
     if not words or words[0].startswith("-"):
         return main(words, prog)
     return guarded(run_command, words, prog)
@@ -50,6 +54,9 @@ def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return 128 + stop.signum
+    except BrokenPipeError:  # what reads the output has gone, and what is left of it goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:  # before the first step, or for the second time
         print(f"{prog}: interrupted", file=sys.stderr)
         return 130
@@ -61,9 +68,14 @@ def terminable() -> Iterator[None]:
     """SIGTERM ends the program as an exception does, so that what is half-written is removed."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_DFL)  # the second one ends it at once
         sys.exit(128 + signum)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
+        yield  # no handler can be set, or none is wanted
+        return
+    signal.signal(signal.SIGTERM, stop)
     try:
         yield
     finally:

@@ -82,9 +82,11 @@ class Grow:
     blocks: int = 1
     """How many."""
     position: OptionalInt = None
-    """Which block of the stage the first of them will be, from 1. None: they come at its end."""
+    """Which block of the stage the first of them will be, from 1, or from 2 where the first one halves or projects.
+    None: they come at its end."""
     epochs: OptionalInt = None
-    """Epochs of the new run in all; a cosine schedule is laid out anew for them. None: those of the old one."""
+    """Epochs of the new run in all, those behind it counted; a cosine schedule is laid out anew for them, so that one
+    that has come to its end needs them. None: those of the old one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +116,12 @@ def options_of(asked: Convert | Summary) -> dict[str, Any]:
     return held if asked.stem == "auto" else held | {"stem": asked.stem}
 
 
+def flag_of(name: str, value: Any) -> str:
+    """The flag of train.py that gives one of create_model's options."""
+    flag = "--" + name.replace("_", "-")
+    return flag if value is True else f"{flag} {value}"
+
+
 def convert(argv: Sequence[str], prog: str) -> None:
     """PyTorch's weights to ours, or back."""
     asked = parse_as(Convert, argv, prog)
@@ -136,7 +144,8 @@ def convert(argv: Sequence[str], prog: str) -> None:
     )
     save_weights(asked.out, Weights(asked.arch, options, variables))
     size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    print(f"{asked.arch}, {size:,} parameters: {asked.out}; train.py --arch {asked.arch} --pretrained {asked.out}")
+    flags = [f"--arch {asked.arch}", *(flag_of(name, value) for name, value in options.items())]
+    print(f"{asked.arch}, {size:,} parameters: {asked.out}; train.py {' '.join(flags)} --pretrained {asked.out}")
 
 
 def convert_to_torch(asked: Convert) -> None:

@@ -1,5 +1,6 @@
 """The command: what it prints and writes, and that whatever cannot be is one line on stderr and exit code 2."""
 
+import concurrent.futures
 import os
 import runpy
 import shlex
@@ -292,6 +293,39 @@ def test_the_process_where_stdout_is_not_utf_8(monkeypatch):
     assert run.returncode == 2
     assert run.stderr.startswith("train.py: Error parsing --epochs: invalid literal for int() with base 10: 'abc'")
     assert run.stderr.count("\n") == 1
+
+
+def test_a_command_in_a_thread():
+    """Where no handler of signals can be set."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        assert pool.submit(cli.command, ["summary", "resnet20"]).result() == 0
+
+
+def test_a_signal_that_is_ignored_stays_so(monkeypatch):
+    seen = []
+    monkeypatch.setitem(cli.COMMANDS, "summary", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        assert cli.command(["summary"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIG_IGN]
+
+
+def test_an_output_that_nobody_reads():
+    """As after `| head -1`: no traceback."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "resnet_jax", "summary", "resnet20"]
+    run = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (run.returncode, run.stderr) == (128 + signal.SIGPIPE, "")
+
+
+def test_help_of_the_commands(capsys):
+    with pytest.raises(SystemExit):
+        cli.command(["--help"])
+    assert "each of convert, export, grow, summary, train" in capsys.readouterr().out
 
 
 def test_help(tmp_path):

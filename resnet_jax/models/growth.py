@@ -17,7 +17,7 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import BatchNorm
-from resnet_jax.models.registry import Arch, create_model, get_arch, grown_name
+from resnet_jax.models.registry import MOST_BLOCKS, Arch, create_model, get_arch, grown_name
 from resnet_jax.models.summary import LeafPath, variable_shapes
 
 COLLECTIONS = ("params", "batch_stats")
@@ -48,7 +48,7 @@ def insert_blocks(
     """insert_block, of one block for each key, one after the other from that position on."""
     arch = as_arch(arch)
     check_blocks(arch, variables)
-    position = check_place(arch, variables, stage, position)
+    position = check_place(arch, variables, stage, position, len(keys))
     check_stage(arch, variables, stage)
     init = jax.jit(_block(arch, variables, stage).init)  # of this block alone, whatever the network's size
     image = jnp.zeros((1, 1, 1, _inputs(variables)[stage]))
@@ -138,8 +138,8 @@ def _block(arch: Arch, variables: Variables, stage: int, project: bool = False) 
     return model.block(channels, use_1x1conv=project, conv=model.conv, norm=BatchNorm, zero_init=True, **options)
 
 
-def check_place(arch: Arch, variables: Variables, stage: int, position: int | None) -> int:
-    """The position, if a block that is the identity can take it; ConfigError if it cannot."""
+def check_place(arch: Arch, variables: Variables, stage: int, position: int | None, blocks: int = 1) -> int:
+    """The position, if blocks that are the identity can take it; ConfigError if they cannot."""
     end = check_stage_number(arch, stage) + 1
     position = end if position is None else position
     first = 2 if projects(variables, stage) else 1
@@ -151,6 +151,10 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
         raise ConfigError(
             f"position 1: the first block of stage {stage} of {arch.name} changes the size or the channels of its "
             f"input, which the identity cannot do; use 2 to {end}"
+        )
+    if end - 1 + blocks > MOST_BLOCKS:
+        raise ConfigError(
+            f"blocks {blocks}: stage {stage} of {arch.name} has {end - 1}, and a stage has at most {MOST_BLOCKS}"
         )
     return position
 

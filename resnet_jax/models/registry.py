@@ -45,6 +45,8 @@ BLOCKS: dict[str, Callable[[Arch], ModuleDef]] = {
 }
 SEED_BLOCKS = ("residual", "resnext")  # with biases and Xavier initialisation; the others are torchvision's in that
 
+MOST_BLOCKS = 999  # of a stage; the deepest published, ResNet-1001, has 111
+_NUMBER = r"(?:0|[1-9]\d{0,8})"  # one way to write it
 STAGES_18 = ((2, 64), (2, 128), (2, 256), (2, 512))
 STAGES_34 = ((3, 64), (4, 128), (6, 256), (3, 512))
 STAGES_50 = ((3, 256), (4, 512), (6, 1024), (3, 2048))
@@ -112,13 +114,15 @@ def get_arch(name: str) -> Arch:
     """The table's row of that name, or what grown_name calls so; ConfigError with the nearest name if there is none."""
     if name in ARCHS:
         return ARCHS[name]
-    parts = re.fullmatch(r"(\w+?)((?:-\d{1,4})+)(?:-w(\d{1,6}(?:-\d{1,6})*))?", name)
+    parts = re.fullmatch(rf"(\w+?)((?:-{_NUMBER})+)(?:-w({_NUMBER}(?:-{_NUMBER})*))?", name)
     if parts is None or parts[1] not in ARCHS:
         raise ConfigError(unknown("architecture", name, ARCHS))
     table = ARCHS[parts[1]]
     blocks = [int(count) for count in parts[2].split("-")[1:]]
     channels = [int(count) for count in parts[3].split("-")] if parts[3] else [c for _, c in table.stages]
-    if not len(blocks) == len(channels) == len(table.stages) or 0 in blocks + channels:
+    if 0 in blocks + channels or max(blocks) > MOST_BLOCKS:
+        raise ConfigError(f"architecture {name!r}: a stage has 1 to {MOST_BLOCKS} blocks, and at least 1 channel")
+    if not len(blocks) == len(channels) == len(table.stages):
         raise ConfigError(
             f"architecture {name!r}: {table.name} has {len(table.stages)} stages; give that many numbers of blocks "
             f"(and of channels), such as {grown_name(table, table)}"

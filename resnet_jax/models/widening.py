@@ -4,6 +4,7 @@ Net2WiderNet, arXiv:1511.05641, section 2.2. There every copy gets the same shar
 and sum to 1, so that the copies get gradients of their own and part.
 """
 
+import itertools
 from typing import Any
 
 import jax
@@ -76,14 +77,22 @@ def _wider(arch: Arch, variables: Variables, stage: int, channels: int, width: f
     stages = list(arch.stages)
     num_blocks, before = stages[stage - 1]
     if scaled(channels, width) <= scaled(before, width):
-        raise ConfigError(f"channels {channels}: stage {stage} of {arch.name} has {before}; give more")
-    if arch.pad_shortcut and len(stages) > 1:
+        at_least = next(more for more in itertools.count(before + 1) if scaled(more, width) > scaled(before, width))
+        raise ConfigError(
+            f"channels {channels}: stage {stage} of {arch.name} has {before}; give at least {at_least} at width {width}"
+        )
+    if arch.pad_shortcut and (len(stages) > 1 or projects(variables, 1)):
         raise ConfigError(
             f"{arch.name} cannot be widened: its shortcuts pad the channels, so that which one goes where hangs on "
             "their number; take an architecture whose shortcuts project, or insert blocks"
         )
     stages[stage - 1] = (num_blocks, channels)
     if not projects(variables, stage):
+        if arch.stem_channels != before:
+            raise ConfigError(
+                f"stage 1 of {arch.name} has the stem's channels at width {width} alone, so that the network widened "
+                "would be one of no name; widen another stage"
+            )
         return changed(arch, stages=tuple(stages), stem_channels=channels)
     if stage == 1 and scaled(channels, width) == scaled(arch.stem_channels, width):
         raise ConfigError(

@@ -163,9 +163,12 @@ def damage(path: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise CheckpointError(f"{path} cannot be read: {error.strerror}; it may well be whole") from error
+        if path.name.isdigit() and not path.exists():
+            raise CheckpointError(f"{path} is gone; if the run is being trained just now, try again") from error
+        others = [other for other in path.parent.glob("[0-9]*") if other != path]
+        advice = "delete that checkpoint's folder to use the other one" if others else "the run has no other one"
         raise CheckpointError(
-            f"{path}: the checkpoint is damaged or of another network ({one_line(error)}); "
-            "delete that checkpoint's folder to use the one before it"
+            f"{path}: the checkpoint is damaged or of another network ({one_line(error)}); {advice}"
         ) from error
 
 

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import glob
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +53,7 @@ def grow_run(
     ConfigError or CheckpointError, of one line, where it cannot be.
     """
     out = rundir.check_out(Path(out))
+    rundir.check_readable(Path(run_dir), "RUN_DIR")
     if out.resolve().is_relative_to(Path(run_dir).resolve()):
         raise ConfigError(f"--out {out} is inside {run_dir}, which stays as it is; give another folder")
     if blocks < 1:
@@ -66,8 +69,8 @@ def grow_run(
         optimizer = make_optimizer(config.optim, schedules[1])
         like = jax.eval_shape(initial_state(config, make_model(config, arch, dtype), optimizer))
         try:  # before anything large is read
-            position = check_place(arch, {"params": like.params}, stage, position)
-        except ConfigError as error:  # it begins with what is wrong, stage or position: the flag
+            position = check_place(arch, {"params": like.params}, stage, position, blocks)
+        except ConfigError as error:  # it begins with what is wrong, such as stage: the flag
             raise ConfigError(f"--{error}") from None
         state = checkpoints.restore(step, like)
     arch, state = grow_state(arch, state, optimizer, config.seed, stage, position, blocks)
@@ -85,8 +88,9 @@ def grow_run(
 def new_config(old: Config, out: Path, epochs: int, progress: Progress) -> Config:
     """The config of a run that is kept in out and goes on from there; ConfigError where it could not."""
     run = dataclasses.replace(old.run, run_dir=str(out), resume=False)
-    config = check(dataclasses.replace(old, epochs=epochs, run=run))
+    config = dataclasses.replace(old, epochs=epochs, run=run)
     check_epochs(config, progress)
+    check(config)
     if config.model.freeze:
         raise ConfigError("the run trains its head alone (--freeze), so that a new block would never be trained")
     if config.optim.schedule == "cosine" and len(progress.history) == epochs:
@@ -101,6 +105,7 @@ def new_config(old: Config, out: Path, epochs: int, progress: Progress) -> Confi
 def new_folder(path: Path) -> Iterator[Path]:
     """A folder to write to, which becomes path in the end; after an error nothing of it is left."""
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    remove_abandoned(path)
     made = [folder for folder in part.parents if not folder.exists()]
     try:
         part.mkdir(parents=True)
@@ -110,7 +115,24 @@ def new_folder(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror}; give another folder") from None
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        remove(part)
         for folder in made:  # the deepest first
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, though Orbax's threads may go on writing to it for a while after they were interrupted."""
+    for _ in range(50):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Remove what processes that were killed have left of the folder that they were to make."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        pid = part.name.rpartition("-")[2]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(part, ignore_errors=True)

@@ -25,14 +25,14 @@ def grow_state(
     position: int | None = None,
     blocks: int = 1,
 ) -> tuple[Arch, TrainState]:
-    """The network with blocks more in a stage, and its state on the host, the optimizer's grafted: insert_block's.
+    """The network with blocks more in a stage, and its state, the old leaves on the host, the optimizer's grafted.
 
     The blocks are drawn from the seed and from how many there were before, so that a run that is resumed, or grown by
     the command, grows the same. step and whatever the optimizer counts go on.
     """
     held = jax.device_get(state)
     variables = {"params": held.params, "batch_stats": held.batch_stats}
-    position = check_place(arch, variables, stage, position)
+    position = check_place(arch, variables, stage, position, blocks)
     key, before = jax.random.fold_in(jax.random.key(seed), GROWTH), sum(count for count, _ in arch.stages)
     keys = [jax.random.fold_in(key, before + i) for i in range(blocks)]
     arch, variables = insert_blocks(arch, variables, stage, position, keys)

@@ -35,7 +35,7 @@ def new_run_dir(config: Config) -> Path:
     """The folder that a new run will make; ConfigError if it is taken or cannot be made."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     path = Path(config.run.run_dir or RUNS / f"{config.arch}-{config.data.dataset}-{stamp}")
-    _check_readable(path)
+    check_readable(path)
     if path.is_dir() and any(path.iterdir()):
         raise ConfigError(f"--run-dir {path} exists and is not empty: add --resume to go on, or give another folder")
     _check_writable(path)
@@ -46,7 +46,7 @@ def old_run_dir(config: Config) -> Path:
     """The folder of the run to go on with: --run-dir, or the newest one of that arch and data set."""
     if config.run.run_dir:
         path = Path(config.run.run_dir)
-        _check_readable(path)
+        check_readable(path)
         if not (path / CONFIG_FILE).is_file():
             raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
     else:
@@ -61,14 +61,15 @@ def old_run_dir(config: Config) -> Path:
 
 def check_out(path: Path) -> Path:
     """The folder of a run that is made of another one; ConfigError if it is there, or cannot be made."""
-    _check_readable(path, "--out")
+    check_readable(path, "--out")
     if path.exists():
         raise ConfigError(f"--out {path} exists; give another folder")
     _check_writable(path, "--out")
     return path
 
 
-def _check_readable(path: Path, flag: str = "--run-dir") -> None:
+def check_readable(path: Path, flag: str = "--run-dir") -> None:
+    """Raise ConfigError where the system does not let a path be looked at, such as a loop of links."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -103,6 +104,8 @@ def kept_in(run_dir: Path) -> Iterator[None]:
     """An error of what a run writes into its folder, as one line."""
     try:
         yield
+    except BrokenPipeError:  # what reads the output has gone
+        raise
     except OSError as error:
         raise CheckpointError(
             f"{run_dir} cannot be written to: {error.strerror or error}; mend that, then "

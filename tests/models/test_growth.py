@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from resnet_jax import create_model, embed, insert_block, list_models, widen
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.growth import moved
-from resnet_jax.models.registry import ARCHS, get_arch
+from resnet_jax.models.registry import ARCHS, Arch, get_arch
 
 ROOT = Path(__file__).parents[2]
 KEY = jax.random.key(5)
@@ -33,6 +33,7 @@ FORMS = {
     "resnet20": ((1, 16), (2, 32)),
     "wrn_16_4": ((1, 16), (2, 32)),
 }
+PADS = Arch("pads", ((2, 32),), block="basic", stem="small", stem_channels=16, pad_shortcut=True)
 SQUEEZED = (("tv_resnet18", True), ("wrn_16_4", True))  # where the branch ends is a base class's, or pre-activation's
 
 
@@ -292,20 +293,28 @@ def test_widths_of_a_narrower_network():
     assert shapes(grown) == own_shapes(arch, width=0.5)
 
 
+def test_a_stem_that_has_the_first_stages_channels_at_one_width_alone():
+    """Widened, it would go by a name that means another network."""
+    with pytest.raises(ConfigError, match=r"the stem's channels at width 0\.125 alone"):
+        widen("wrn_16_4", variables_of("wrn_16_4", width=0.125), 1, 128, key=KEY, width=0.125)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
         ("resnet20", (2, 128), "resnet20 cannot be widened: its shortcuts pad the channels"),
+        (PADS, (1, 64), "pads cannot be widened: its shortcuts pad the channels"),
         ("resnet18", (3, 128), "stage 3: resnet18 has 2 stages"),
-        ("resnet18", (2, 16), "channels 16: stage 2 of resnet18 has 16; give more"),
+        ("resnet18", (2, 16), "channels 16: stage 2 of resnet18 has 16; give at least 17 at width 1.0"),
         ("resnet50", (1, 64), "channels 64: the stem has as many"),
         ("resnext50_32x4d", (2, 140), "groups 32 must divide the 70 channels"),
         ("resnext18", (2, 40), "must divide the 40"),
     ],
 )
 def test_what_cannot_be_wider(name, arguments, message):
+    arch = name if isinstance(name, Arch) else small(name)
     with pytest.raises(ConfigError) as error:
-        widen(small(name), variables_of(small(name)), *arguments, key=KEY)
+        widen(arch, variables_of(arch), *arguments, key=KEY)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -354,4 +363,4 @@ def test_growing_resnet152_holds_no_second_copy_of_its_state():
     print(said)
     [(name, more, size)] = re.findall(r"(\S+): .* (\d+) MB beside its state of (\d+) MB\n", said)
     assert name == "resnet152-3-8-37-3"
-    assert 0 < int(more) < int(size)
+    assert 0 < int(more) < int(size) / 2  # the weights without their momentum

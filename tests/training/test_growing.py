@@ -186,13 +186,15 @@ def test_where_nothing_is_learnt_growth_changes_nothing(data_dir, tmp_path, caps
 @pytest.fixture(scope="module")
 def whole(data_dir, cache_dir, tmp_path_factory):
     """A run of three epochs that grows twice and was never stopped."""
-    return finished(data_dir, cache_dir, tmp_path_factory.mktemp("whole") / "run", epochs=3, grow=GROW)
+    return finished(
+        data_dir, cache_dir, tmp_path_factory.mktemp("whole") / "run", epochs=3, grow=GROW, stochastic_depth=0.5
+    )
 
 
 @pytest.mark.parametrize("step", [2, STEPS, STEPS + 1, 2 * STEPS, 2 * STEPS + 2])
 def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, monkeypatch, step):
     """Stopped before it, at the end of the epoch before it, inside the epoch that began with it; and after two."""
-    config = make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW)
+    config = make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW, stochastic_depth=0.5)
     assert fit_stopped_at(monkeypatch, step, config) == step
     assert arch_of(tmp_path / "run").name == ("tiny", "tiny-1-2", "tiny-2-2")[(step - 1) // STEPS]
     result = fit(made.change(config, resume=True))
@@ -310,13 +312,32 @@ def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
     assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
 
 
+def test_which_checkpoint_of_a_grown_run_is_the_best(short, data_dir, tmp_path, monkeypatch):
+    """The one that it began with keeps its accuracy; one from inside an epoch has none."""
+    config = make_config(data_dir, tmp_path / "run", epochs=2)
+    fit_stopped_at(monkeypatch, STEPS + 1, config)
+    grow_run(short, tmp_path / "ended", stage=2, epochs=2)
+    grow_run(tmp_path / "run", tmp_path / "inside", stage=2)
+
+    def evaluate(trainer, state, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(trainer, state), correct=0)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    assert read_rows(short)[0]["test_accuracy"] > 0
+    for name, best in (("ended", STEPS), ("inside", 2 * STEPS)):
+        fit(made.change(config, run_dir=str(tmp_path / name), resume=True))
+        assert load(tmp_path / name).step == best
+
+
 BAD = [
     ({"stage": 3}, ConfigError, "--stage 3: tiny has 2 stages; use 1 to 2"),
     ({"stage": 0}, ConfigError, "--stage 0"),
     ({"stage": 2, "position": 3}, ConfigError, "--position 3: stage 2 of tiny has 1 blocks; use 2 to 2"),
     ({"stage": 2, "position": 1}, ConfigError, "position 1: the first block of stage 2 of tiny changes the size"),
     ({"stage": 2, "blocks": 0}, ConfigError, "--blocks 0 must be at least 1"),
-    ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0 is out of range: it must be finite and at least 1"),
+    ({"stage": 2, "blocks": 10**9}, ConfigError, "--blocks 1000000000: stage 2 of tiny has 1, and a stage has at most"),
+    ({"stage": 2, "run_dir": "loop"}, ConfigError, "RUN_DIR loop: Too many levels of symbolic links"),
+    ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0: the run has begun epoch 1; give at least 1"),
     ({"stage": 2, "out": "full"}, ConfigError, "--out full exists; give another folder"),
     ({"stage": 2, "out": "full/file/run"}, ConfigError, "full/file is not a folder that can be written to"),
     ({"stage": 2, "out": "x" * 300}, ConfigError, "File name too long"),
@@ -330,6 +351,7 @@ def test_a_run_that_cannot_be_made(short, changes, kind, message):
     Path("full").mkdir()
     Path("full/file").touch()
     Path("link").symlink_to(short)
+    Path("loop").symlink_to("loop")
     before = made.snapshot(Path())
     with made.compilations() as programs, pytest.raises(kind) as error:
         grow_run(**{"run_dir": short, "out": "grown", **changes})
@@ -347,6 +369,15 @@ def test_nothing_is_left_of_a_checkpoint_that_cannot_be_written(short, tmp_path)
     with made.no_large_files(), pytest.raises(ConfigError, match="--out a/b/grown cannot be written: File too large"):
         grow_run(short, "a/b/grown", stage=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_removed(short, tmp_path):
+    """By the next one that makes the same folder, and no other folder."""
+    others = [".grown.part-1", ".grown2.part-999999999", ".grown.part-a"]  # process 1 lives
+    for name in (".grown.part-999999999", *others):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+    grow_run(short, tmp_path / "grown", stage=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "grown"])
 
 
 def test_nothing_is_left_when_it_is_terminated(short, tmp_path, monkeypatch):
