@@ -1,11 +1,11 @@
 """A run made of another one, with a network that is deeper: what `python -m resnet_jax grow` does."""
 
+import atexit
 import contextlib
 import dataclasses
 import glob
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,30 +109,33 @@ def new_folder(path: Path) -> Iterator[Path]:
     made = [folder for folder in part.parents if not folder.exists()]
     try:
         part.mkdir(parents=True)
+        # when it is interrupted, Orbax's threads go on writing until the interpreter has joined them
+        atexit.register(shutil.rmtree, part, ignore_errors=True)
         yield part
         os.replace(part, path)
         made = []
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written: {error.strerror}; give another folder") from None
     finally:
-        remove(part)
+        shutil.rmtree(part, ignore_errors=True)
         for folder in made:  # the deepest first
             with contextlib.suppress(OSError):
                 folder.rmdir()
-
-
-def remove(folder: Path) -> None:
-    """Remove a folder, though Orbax's threads may go on writing to it for a while after they were interrupted."""
-    for _ in range(50):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
 
 
 def remove_abandoned(path: Path) -> None:
     """Remove what processes that were killed have left of the folder that they were to make."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
         pid = part.name.rpartition("-")[2]
-        if pid.isdigit() and not Path("/proc", pid).exists():
+        if pid.isdigit() and not _lives(int(pid)):
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
