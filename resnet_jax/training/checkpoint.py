@@ -165,8 +165,8 @@ def damage(path: Path) -> Iterator[None]:
             raise CheckpointError(f"{path} cannot be read: {error.strerror}; it may well be whole") from error
         if path.name.isdigit() and not path.exists():
             raise CheckpointError(f"{path} is gone; if the run is being trained just now, try again") from error
-        others = [other for other in path.parent.glob("[0-9]*") if other != path]
-        advice = "delete that checkpoint's folder to use the other one" if others else "the run has no other one"
+        alone = path.name.isdigit() and len(list(path.parent.glob("[0-9]*"))) == 1
+        advice = "the run has no other one" if alone else "delete that checkpoint's folder to use the other one"
         raise CheckpointError(
             f"{path}: the checkpoint is damaged or of another network ({one_line(error)}); {advice}"
         ) from error
