@@ -5,7 +5,6 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -13,6 +12,7 @@ from resnet_jax import commands
 from resnet_jax.errors import ConfigError, UserError, unknown
 from resnet_jax.training import Config, Stopped, fit
 from resnet_jax.training.config import check, parse, read
+from resnet_jax.training.loop import handled
 from resnet_jax.training.rundir import old_run_dir, read_config
 
 Run = Callable[[Sequence[str], str], None]  # of flags and the command's name, for messages
@@ -71,15 +71,8 @@ def terminable() -> Iterator[None]:
         signal.signal(signum, signal.SIG_DFL)  # the second one ends it at once
         sys.exit(128 + signum)
 
-    before = signal.getsignal(signal.SIGTERM)
-    if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
-        yield  # no handler can be set, or none is wanted
-        return
-    signal.signal(signal.SIGTERM, stop)
-    try:
+    with handled(stop, signal.SIGTERM):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def train(argv: Sequence[str], prog: str) -> None:

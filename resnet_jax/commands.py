@@ -116,8 +116,8 @@ def options_of(asked: Convert | Summary) -> dict[str, Any]:
     return held if asked.stem == "auto" else held | {"stem": asked.stem}
 
 
-def flag_of(name: str, value: Any) -> str:
-    """The flag of train.py that gives one of create_model's options."""
+def flag_of(name: str, value: Any = True) -> str:
+    """The flag that gives a field or an option this value."""
     flag = "--" + name.replace("_", "-")
     return flag if value is True else f"{flag} {value}"
 
@@ -151,7 +151,7 @@ def convert(argv: Sequence[str], prog: str) -> None:
 def convert_to_torch(asked: Convert) -> None:
     """Our weights, of a folder or a run's best checkpoint, to PyTorch's file."""
     fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
-    if given := [f"--{name.replace('_', '-')}" for name, value in vars(asked).items() if value != vars(fixed)[name]]:
+    if given := [flag_of(name) for name, value in vars(asked).items() if value != vars(fixed)[name]]:
         raise ConfigError(f"{', '.join(given)}: not with --to-torch, which writes what is there; leave it out")
     if Path(asked.out).exists():
         raise InteropError(f"--out {asked.out} exists; give another file")

@@ -479,19 +479,28 @@ class Signals:
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Signals]:
     """SIGINT and SIGTERM let the step and its checkpoint be finished; a second one stops at once."""
-    signals, before = Signals(), {}
+    signals = Signals()
+    before: dict[int, Any] = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
 
     def receive(signum: int, frame: FrameType | None) -> None:
         signals.received = signum
         signal.signal(signum, before[signum])
         os.write(2, b"stopping after this step; once more stops at once\n")  # a print may be what was interrupted
 
-    if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # nohup ignores, and C code has its own
-                before[signum] = signal.signal(signum, receive)
-    try:
+    with handled(receive, *before):
         yield signals
+
+
+@contextlib.contextmanager
+def handled(handler: Callable[[int, FrameType | None], None], *signums: int) -> Iterator[None]:
+    """Signals go to a handler, where one can be set and they are not ignored."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # nowhere else can handlers be set
+        for signum in signums:
+            if signal.getsignal(signum) not in (signal.SIG_IGN, None):  # nohup ignores, and C code has its own
+                before[signum] = signal.signal(signum, handler)
+    try:
+        yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, old in before.items():
+            signal.signal(signum, old)
