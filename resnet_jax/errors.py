@@ -28,6 +28,10 @@ class TrainingError(UserError):
     """A run that cannot go on."""
 
 
+class CallbackError(UserError):
+    """A callback that raised; the cause is the exception itself, and checkpoints written before are good."""
+
+
 def unknown(what: str, value: str, allowed: Iterable[str]) -> str:
     """The message for a name that is not in a table: the nearest name, then all of them."""
     names = sorted(allowed)

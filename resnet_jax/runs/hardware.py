@@ -1,4 +1,4 @@
-"""What a run runs on: devices, precision, the cache of compiled programs."""
+"""What a run finds on its machine: precision, kernels, the cache of compiled programs."""
 
 import os
 from pathlib import Path
@@ -7,43 +7,25 @@ import jax
 from jax import numpy as jnp
 
 from resnet_jax import ops
-from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import Dtype
-from resnet_jax.training.state import Device
+from resnet_jax.training.parallel import Device
 
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
-STEPS_PER_DISPATCH = 32  # on accelerators, where a dispatch would otherwise be as long as a small step
-
-
-def pick_devices(asked: int) -> list[Device]:
-    """The first `asked` devices of this process, or all for 0; ConfigError if there are fewer."""
-    devices = jax.local_devices()
-    if asked > len(devices):
-        raise ConfigError(
-            f"--devices {asked}: this process has {len(devices)} ({devices[0].device_kind}); "
-            f"use --devices {len(devices)} or leave it out"
-        )
-    return devices[: asked or len(devices)]
 
 
 def pick_dtype(precision: str, device: Device) -> Dtype:
-    """The dtype of activations: what is asked for, or for "auto" bfloat16 where device and kernels compute in it."""
+    """The dtype of activations. "auto" is bfloat16 if the device and its kernels compute in it, else float32."""
     if precision != "auto":
         return jnp.dtype(precision)
-    if device.platform == "cpu":  # XLA's own kernels there are slower in bfloat16
+    if device.platform == "cpu":  # XLA's kernels on a CPU are slower in bfloat16
         return jnp.dtype(jnp.bfloat16 if ops.native_chosen() and cpu_flags() & BFLOAT16_FLAGS else jnp.float32)
-    capability = str(device.compute_capability) if device.platform == "gpu" else ""  # of AMD's a name, not a number
+    capability = str(device.compute_capability) if device.platform == "gpu" else ""  # AMD's is a name
     ampere = capability.replace(".", "").isdigit() and float(capability) >= 8.0
     return jnp.dtype(jnp.bfloat16 if device.platform == "tpu" or ampere else jnp.float32)
 
 
-def pick_steps_per_dispatch(asked: int, device: Device) -> int:
-    """How many train steps go into one call of the device."""
-    return asked or (1 if device.platform == "cpu" else STEPS_PER_DISPATCH)
-
-
 def cpu_flags() -> set[str]:
-    """The instruction sets that Linux says the CPU has."""
+    """The instruction sets of the CPU, as Linux reports them."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
@@ -61,7 +43,7 @@ def describe(devices: list[Device], dtype: Dtype) -> str:
 
 
 def use_compile_cache() -> None:
-    """Keep every compiled program on disk, where the next run finds it, unless the user has named a place."""
+    """Keep every compiled program on disk for the next run, unless the user has configured a cache."""
     if jax.config.values["jax_compilation_cache_dir"]:
         return
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

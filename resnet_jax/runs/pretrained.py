@@ -1,4 +1,4 @@
-"""Weights that a run starts from: converted ones, made to fit its network."""
+"""Converted weights that a run starts from, adapted to its network."""
 
 from typing import Any
 
@@ -10,20 +10,20 @@ from resnet_jax.errors import ConfigError, listed
 from resnet_jax.interop import fold_stem, load_weights
 from resnet_jax.models import ResNet
 from resnet_jax.models.summary import variable_shapes
-from resnet_jax.training.config import Config
-from resnet_jax.training.state import PyTree, TrainState
+from resnet_jax.runs.config import Config
 
 Flat = dict[tuple[str, ...], Any]
 HEAD = ("params", "head")
 
 
-def read_pretrained(config: Config, model: ResNet, channels: int) -> PyTree | None:
-    """The variables that a run's network starts from, of --pretrained; None where it starts from its initialisation.
+def read_pretrained(config: Config, model: ResNet, channels: int) -> dict[str, Any] | None:
+    """The variables of --pretrained; None without the flag.
 
-    A stem for RGB is folded for images of one channel. A head of another number of classes is left out: the run
-    starts from its own. InteropError or ConfigError, before anything is compiled, where weights or network cannot be.
+    An RGB stem is folded for images of one channel. A head with another number of classes is left out, and the run
+    initialises its own. Raises InteropError or ConfigError, before anything is compiled, if the weights or the
+    options of the network are invalid.
     """
-    like = variable_shapes(model, channels)  # without weights too, where the network itself cannot be
+    like = variable_shapes(model, channels)  # also without weights: it raises for invalid options of the network
     if not config.model.pretrained:
         return None
     weights = load_weights(config.model.pretrained)
@@ -38,7 +38,7 @@ def read_pretrained(config: Config, model: ResNet, channels: int) -> PyTree | No
 
 
 def fitted(held: Flat, channels: int, num_classes: int) -> Flat:
-    """The variables with the stem for so many channels, and without a head of other classes."""
+    """The variables with the stem folded for `channels`, and without a head for another number of classes."""
     held, stem = dict(held), ("params", "stem", "conv", "kernel")
     if stem in held:
         held[stem] = fold_stem(held[stem], channels)
@@ -49,7 +49,7 @@ def fitted(held: Flat, channels: int, num_classes: int) -> Flat:
 
 
 def check_fit(folder: str, held: Flat, wanted: Flat) -> None:
-    """Raise ConfigError where variables have not the shapes of the network's, a missing head aside."""
+    """Raise ConfigError if names or shapes differ from the network's. A missing head is allowed."""
     missing = {path for path in wanted.keys() - held.keys() if path[:2] != HEAD}
     shapes = {path for path in held.keys() & wanted.keys() if np.shape(held[path]) != wanted[path]}
     if wrong := missing | (held.keys() - wanted.keys()) | shapes:
@@ -58,8 +58,3 @@ def check_fit(folder: str, held: Flat, wanted: Flat) -> None:
             f"--pretrained {folder} does not fit the network in {names}; "
             "give the --stem, --width and --squeeze-excitation that the weights have"
         )
-
-
-def start_from(state: TrainState, variables: PyTree) -> TrainState:
-    """A state of step 0 with these weights, its own where they have none."""
-    return state.replace(params=state.params | variables["params"], batch_stats=variables["batch_stats"])

@@ -1,17 +1,15 @@
 """Checkpoints of a run: the latest and the best. The only file that names Orbax.
 
-Each has the items params, batch_stats and opt_state, so that inference restores the first two alone, and meta, a
-JSON item. Orbax gives a flipped bit back as it is, and casts a wrong dtype silently: meta holds the digest of
-every leaf, and what is restored is checked against it.
+Each has the items params, batch_stats and opt_state, so that inference restores the first two alone, and meta, a JSON
+item. Orbax restores a flipped bit and casts a wrong dtype without an error. So meta holds the SHA-256 digest of every
+array, and restored arrays are checked against it.
 """
 
 import contextlib
 import errno
 import hashlib
-import logging
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,38 +21,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from resnet_jax.errors import CheckpointError, one_line
+from resnet_jax.runs.quiet import quiet
+from resnet_jax.runs.rundir import kept_in
 from resnet_jax.training.metrics import diverged
-from resnet_jax.training.state import PyTree, TrainState
+from resnet_jax.training.parallel import PyTree
+from resnet_jax.training.state import TrainState
 
-METRIC = "test_accuracy"
-
-# what Orbax warns of though it is meant: a checkpoint inside an epoch has no metrics, load() opens a folder to read,
-# and what a run that was killed had half written is removed
-MEANT = ("did not provide metrics", "read_only=True", "directory is read only", "since it is not finalized")
-
-
-def _worth_saying(record: logging.LogRecord) -> bool:
-    """Whether Orbax's log should have it: not what is meant, nor the traceback of an error that is raised as well."""
-    raised = record.exc_info is not None and "orbax" in record.pathname
-    return not raised and not any(text in record.getMessage() for text in MEANT)
-
-
-def _retrieved(record: logging.LogRecord) -> bool:
-    """Whether asyncio's log should have it: not an error of one more array, when that of the first has been raised."""
-    message = record.getMessage()
-    return "exception was never retrieved" not in message or "tensorstore" not in message
-
-
-def _unraisable(unraisable: Any, before: Callable[[Any], object] = sys.unraisablehook) -> None:
-    """After an error of one array TensorStore calls back for the others, in an event loop that Orbax has left."""
-    if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-        before(unraisable)
-
-
-logging.getLogger("absl").addFilter(_worth_saying)
-logging.getLogger("asyncio").addFilter(_retrieved)
-sys.unraisablehook = _unraisable
-
+METRIC = "validation_accuracy"  # never a test metric: the test set does not choose
 
 def digests(tree: PyTree) -> dict[str, str]:
     """Path of each leaf -> sha256 of its dtype, shape and bytes."""
@@ -67,60 +40,56 @@ def digests(tree: PyTree) -> dict[str, str]:
 
 
 class Checkpoints:
-    """The checkpoints of a run's folder; a context manager, since leaving without closing would lose the last one.
+    """The checkpoints in a run's folder. Use it as a context manager: leaving it waits for the last checkpoint.
 
-    They are written in the background: that one cannot be, an OSError, is told by the next save or on leaving.
+    Orbax writes in the background. If it fails, the next save or the end of the with block raises an OSError.
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False):
-        self.folder = run_dir.absolute() / "checkpoints"
+        self.run_dir, self.folder = run_dir, run_dir.absolute() / "checkpoints"
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{run_dir}: no run is kept there (it has no folder checkpoints/)")
-        best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_metric,
-            best_mode="max",
-            # not max_to_keep, which with best_fn would delete the newest
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=1), best]),
-            read_only=read_only,
-        )
-        with damage(self.folder / "*" / "metrics"):  # it reads those of all checkpoints
-            self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self._quiet = contextlib.ExitStack()
+        with quiet(), damage(self.folder / "*" / "metrics"):  # Orbax reads the metrics of all checkpoints
+            self.manager = ocp.CheckpointManager(self.folder, options=_options(read_only))
 
     def __enter__(self) -> "Checkpoints":
+        self._quiet.enter_context(quiet())
         return self
 
     def __exit__(self, *_: object) -> None:
-        with writing():
-            self.manager.close()  # waits for what is being written
+        with self._quiet, writing():
+            self.manager.close()  # waits for the last checkpoint
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, or None."""
         return self.manager.latest_step()
 
     def best(self) -> int | None:
-        """The step of the checkpoint of the highest test accuracy, or the latest if none has been evaluated."""
-        return self.manager.best_step() or self.manager.latest_step()
+        """The step of the checkpoint with the highest validation accuracy; the latest one without a validation part."""
+        best = self.manager.best_step()
+        measured = best is not None and METRIC in (self.manager.metrics(best) or {})
+        return best if measured else self.manager.latest_step()
 
     def existing(self, step: int | None) -> int:
-        """The step that latest or best gives; CheckpointError where there is none."""
+        """The step itself; CheckpointError for None."""
         if step is None:
             raise CheckpointError(f"{self.folder.parent}: the run has no checkpoint yet")
         return step
 
-    def save(self, state: TrainState, meta: dict[str, Any], test_accuracy: float | None = None) -> None:
-        """Write a checkpoint of state.step, in the background. test_accuracy: where it has been evaluated."""
+    def save(self, state: TrainState, meta: dict[str, Any], validation_accuracy: float | None = None) -> None:
+        """Write a checkpoint of state.step in the background. validation_accuracy: None if it has not been measured."""
         host = jax.device_get(state)  # numpy restores on any number of devices
         step, items = int(host.step), _items(host)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items)):
             raise diverged(f"the weights of step {step} are not finite")
         meta = meta | {"step": step, "digests": {name: digests(tree) for name, tree in items.items()}}
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-        metrics = None if test_accuracy is None else {METRIC: test_accuracy}
+        metrics = None if validation_accuracy is None else {METRIC: validation_accuracy}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
         with writing():
             saved = self.manager.save(step, args=composite, metrics=metrics)
-        if not saved:  # it does not raise
+        if not saved:  # Orbax returns False and does not raise
             raise CheckpointError(f"{self.folder}: step {step} was not saved; the latest there is {self.latest()}")
 
     def restore_meta(self, step: int) -> dict[str, Any]:
@@ -129,13 +98,12 @@ class Checkpoints:
         with damage(self.folder / str(step)):
             return self.manager.restore(step, args=args)["meta"]
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state of a checkpoint, as numpy arrays; like gives shapes and dtypes."""
-        items = self._restore_items(step, _items(like))
-        return TrainState(step=np.int32(step), **items)
+    def restore(self, step: int, like: TrainState, seed: int) -> TrainState:
+        """The state of a checkpoint, as numpy arrays. like: its shapes and dtypes."""
+        return like.replace(step=np.int32(step), seed=np.uint32(seed), **self._restore_items(step, _items(like)))
 
     def restore_variables(self, step: int, like: PyTree) -> PyTree:
-        """The items params and batch_stats of a checkpoint, as numpy arrays; like gives shapes and dtypes."""
+        """The variables of a checkpoint, as numpy arrays. like: their shapes and dtypes."""
         return self._restore_items(step, like)
 
     def _restore_items(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
@@ -153,9 +121,34 @@ class Checkpoints:
         return items
 
 
+def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
+    """Keep the latest and the best checkpoint."""
+    best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)
+    return ocp.CheckpointManagerOptions(
+        best_fn=_metric,
+        best_mode="max",
+        # max_to_keep with best_fn would delete the newest checkpoint
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=1), best]),
+        read_only=read_only,
+    )
+
+
+@contextlib.contextmanager
+def kept_checkpoints(run_dir: Path) -> Iterator[Checkpoints]:
+    """The checkpoints of a run that is being trained. If the last one cannot be written, CheckpointError is raised."""
+    with kept_in(run_dir):
+        checkpoints = Checkpoints(run_dir)
+    checkpoints.__enter__()
+    try:
+        yield checkpoints
+    finally:
+        with kept_in(run_dir):
+            checkpoints.__exit__()
+
+
 @contextlib.contextmanager
 def damage(path: Path) -> Iterator[None]:
-    """Whatever Orbax, TensorStore or json raise of a damaged checkpoint, as one line."""
+    """Turn the errors of Orbax, TensorStore and json for a damaged checkpoint into a CheckpointError of one line."""
     try:
         yield
     except MemoryError:
@@ -174,7 +167,7 @@ def damage(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing() -> Iterator[None]:
-    """Whatever Orbax or TensorStore raise where a checkpoint cannot be written, as the OSError behind it."""
+    """Turn the errors of Orbax and TensorStore for a failed write into the OSError behind them."""
     try:
         yield
     except (MemoryError, OSError):
@@ -187,15 +180,17 @@ def writing() -> Iterator[None]:
 
 
 def _metric(metrics: dict[str, float]) -> float:
-    return metrics[METRIC]
+    return metrics.get(METRIC, -1.0)  # older runs have the test accuracy instead
 
 
 def _check_form(item: str, path: Any, like: np.ndarray, leaf: np.ndarray) -> None:
-    """ValueError where a leaf has not the form that it is wanted in; Orbax gives it as it was saved."""
+    """Raise ValueError if a leaf has another shape or dtype than the network's; Orbax restores it as it was saved."""
     if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
         name = item + jax.tree_util.keystr(path)
         raise ValueError(f"{name} is {leaf.dtype} {leaf.shape}, the network's {like.dtype} {like.shape}")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    return {"params": state.params, "batch_stats": state.batch_stats, "opt_state": state.opt_state}
+    names = ("params", "batch_stats", "opt_state", "others")
+    items = {name: getattr(state, name) for name in names}
+    return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}  # Orbax saves no empty tree

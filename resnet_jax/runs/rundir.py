@@ -1,29 +1,33 @@
-"""The folder of a run: its name, who may write to it, and the config that it was started with."""
+"""The folder of a run: its name, its lock, and the config that the run was started with."""
 
 import contextlib
 import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import filelock
 
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.training.config import PARTS, Config, from_dict, growths
+from resnet_jax.runs.checks import growths
+from resnet_jax.runs.config import PARTS, Config, DataConfig, from_dict
 from resnet_jax.whole_file import whole_file
 
 RUNS = Path("runs")
-CONFIG_FILE = "config.json"
+CONFIG_FILE, METRICS_FILE = "config.json", "metrics.jsonl"
 
-# what may change when a run goes on; everything else would make it another run
-FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes"}
+# the flags that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
+FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes", "early_stopping"}
+FREE |= {"data_folder", "skip_unreadable"}
 FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels"}
 
 
 def choose(config: Config) -> Path:
-    """The folder of the run, to be made or to go on with; ConfigError where it will not do. Writes nothing."""
+    """The folder of a new run, or of the run to resume; ConfigError if it is unsuitable. Writes nothing."""
     if not config.run.resume:
         return new_run_dir(config)
     path = old_run_dir(config)
@@ -32,9 +36,20 @@ def choose(config: Config) -> Path:
 
 
 def new_run_dir(config: Config) -> Path:
-    """The folder that a new run will make; ConfigError if it is taken or cannot be made."""
+    """The folder of a new run; ConfigError if it holds something, or cannot be made."""
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-    path = Path(config.run.run_dir or RUNS / f"{config.arch}-{config.data.dataset}-{stamp}")
+    return check_new(Path(config.run.run_dir or RUNS / f"{config.arch}-{data_name(config.data)}-{stamp}"))
+
+
+def data_name(config: DataConfig) -> str:
+    """The data set's part of the name of a run's folder: for pictures of your own the last part of their path."""
+    if not config.data_folder:
+        return config.dataset
+    return re.sub(r"[^\w.-]+", "_", Path(config.data_folder).expanduser().resolve().name) or "pictures"
+
+
+def check_new(path: Path) -> Path:
+    """The path itself; ConfigError if a run cannot start there. Writes nothing."""
     check_readable(path)
     if path.is_dir() and any(path.iterdir()):
         raise ConfigError(f"--run-dir {path} exists and is not empty: add --resume to go on, or give another folder")
@@ -43,15 +58,15 @@ def new_run_dir(config: Config) -> Path:
 
 
 def old_run_dir(config: Config) -> Path:
-    """The folder of the run to go on with: --run-dir, or the newest one of that arch and data set."""
+    """The folder of the run to resume: --run-dir, or the newest one of that arch and data set."""
     if config.run.run_dir:
         path = Path(config.run.run_dir)
         check_readable(path)
         if not (path / CONFIG_FILE).is_file():
             raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
     else:
-        pattern = f"{config.arch}-{config.data.dataset}-*/{CONFIG_FILE}"
-        # the name ends in date and time, so the newest comes last
+        pattern = f"{config.arch}-{data_name(config.data)}-*/{CONFIG_FILE}"
+      
         path = max(RUNS.glob(pattern), default=RUNS).parent
         if path == RUNS.parent:
             raise ConfigError(f"--resume: there is no run {RUNS / pattern}; leave --resume out to start one")
@@ -60,7 +75,7 @@ def old_run_dir(config: Config) -> Path:
 
 
 def check_out(path: Path) -> Path:
-    """The folder of a run that is made of another one; ConfigError if it is there, or cannot be made."""
+    """The folder of a run that `grow` makes; ConfigError if it exists or cannot be made."""
     check_readable(path, "--out")
     if path.exists():
         raise ConfigError(f"--out {path} exists; give another folder")
@@ -69,7 +84,7 @@ def check_out(path: Path) -> Path:
 
 
 def check_readable(path: Path, flag: str = "--run-dir") -> None:
-    """Raise ConfigError where the system does not let a path be looked at, such as a loop of links."""
+    """Raise ConfigError for a path that the system cannot look up, such as a loop of links."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -81,44 +96,44 @@ def check_readable(path: Path, flag: str = "--run-dir") -> None:
 def _check_writable(path: Path, flag: str = "--run-dir") -> None:
     existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {path}: {existing} is not a folder that can be written to; give another one")
+        raise ConfigError(f"{flag} {path}: {existing} is not a writable folder; give another one")
 
 
 def read_config(run_dir: Path) -> Config:
-    """The config that a run was started with."""
+    """The config of a run."""
     path = run_dir / CONFIG_FILE
     try:
         return from_dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: not a run's config that can be read ({error})") from None
+        raise CheckpointError(f"{path}: it does not hold a valid config ({error})") from None
 
 
 def write_config(run_dir: Path, config: Config) -> None:
-    """Keep the config beside the checkpoints."""
+    """Write the config beside the checkpoints."""
     with whole_file(run_dir / CONFIG_FILE) as part:
         part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
 def kept_in(run_dir: Path) -> Iterator[None]:
-    """An error of what a run writes into its folder, as one line."""
+    """Turn an OSError of writing into the run's folder into a CheckpointError of one line."""
     try:
         yield
-    except BrokenPipeError:  # what reads the output has gone
+    except BrokenPipeError:  # the reader of the output has gone
         raise
     except OSError as error:
         raise CheckpointError(
-            f"{run_dir} cannot be written to: {error.strerror or error}; mend that, then "
-            f"--resume --run-dir {run_dir} goes on from the last checkpoint that is whole"
+            f"{run_dir} cannot be written to: {error.strerror or error}; fix this, then "
+            f"--resume --run-dir {run_dir} continues from the last complete checkpoint"
         ) from error
 
 
 def check_same_run(run_dir: Path, config: Config) -> None:
-    """Raise ConfigError where config would not go on with the run of that folder."""
+    """Raise ConfigError if the config differs from the run's in more than the FREE flags."""
     old, new = (_flat(c) for c in (read_config(run_dir), config))
     if config.optim.schedule == "cosine" and old["epochs"] != new["epochs"]:
         raise ConfigError(
-            f"--resume: the cosine schedule of the run in {run_dir} was laid out for --epochs {old['epochs']}, "
+            f"--resume: the cosine schedule of the run in {run_dir} ends at --epochs {old['epochs']}, "
             f"not {new['epochs']}; leave --epochs out, or start another run without --resume"
         )
     for key in old:
@@ -133,14 +148,14 @@ def check_same_run(run_dir: Path, config: Config) -> None:
 
 def _flat(config: Config) -> dict[str, object]:
     values = dataclasses.asdict(config)
-    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))  # no blanks
+    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))  # without spaces
     parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}
 
 
 @contextlib.contextmanager
 def hold(run_dir: Path) -> Iterator[None]:
-    """Make the folder and keep every other process from training into it."""
+    """Make the folder, and lock it against other processes that would train into it."""
     lock = filelock.FileLock(run_dir / ".lock", blocking=False)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -155,3 +170,9 @@ def hold(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def write_rows(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Make metrics.jsonl hold these rows, one JSON object a line; all of them or, after an error, the old ones."""
+    with whole_file(run_dir / METRICS_FILE) as part:
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -6,7 +6,7 @@ import made
 import pytest
 
 from resnet_jax.data import builders
-from resnet_jax.training.hardware import use_compile_cache
+from resnet_jax.runs.hardware import use_compile_cache
 
 
 @pytest.fixture(scope="session")

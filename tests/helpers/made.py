@@ -16,8 +16,8 @@ import pytest
 from resnet_jax.data import DATASETS, Arrays, DatasetSpec, Splits
 from resnet_jax.data.specs import digests_of
 from resnet_jax.models import ARCHS, Arch
-from resnet_jax.training import Config, DataConfig, OptimConfig, RunConfig
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.runs import Config, DataConfig, OptimConfig, RunConfig
+from resnet_jax.runs.checkpoint import Checkpoints
 
 NUM_TRAIN, NUM_TEST, BATCH = 52, 37, 16
 STEPS = NUM_TRAIN // BATCH  # of an epoch: 3, and 4 images sit out
@@ -72,7 +72,7 @@ def install(monkeypatch: Any = None) -> None:
 
 def make_config(data_dir: Path, run_dir: Path, **changes: Any) -> Config:
     """Two epochs of all that has state: momentum, a schedule, augmentation. changes: of any field, by its own name."""
-    data = DataConfig("made", str(data_dir), normalize=True, flip=True, crop_padding=1)
+    data = DataConfig("made", data_dir=str(data_dir), normalize=True, flip=True, crop_padding=1)
     optim = OptimConfig(0.05, "constant", warmup_epochs=0.5, momentum=0.9, nesterov=True, weight_decay=1e-3)
     config = Config("tiny", epochs=2, batch_size=BATCH, data=data, optim=optim)
     run = RunConfig(str(run_dir), devices=2, precision="float32")  # auto would round where the CPU has bfloat16
@@ -139,17 +139,28 @@ def no_large_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@contextlib.contextmanager
-def compilations() -> Iterator[list[float]]:
-    """Grows by one number with each program that XLA compiles."""
-    seconds: list[float] = []
+_counting: dict[int, list[float]] = {}
+
+
+@functools.cache
+def _listen_to_compilations() -> None:
+    """Register the one listener of the process: jax 0.7.2 has no public function that unregisters one."""
 
     def listen(event: str, duration_secs: float, **_: Any) -> None:
         if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration_secs)
+            for seconds in _counting.values():
+                seconds.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[float]]:
+    """Yield a list that grows by one number, the seconds, with each program that XLA compiles."""
+    _listen_to_compilations()
+    seconds: list[float] = []
+    _counting[id(seconds)] = seconds
     try:
         yield seconds
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        del _counting[id(seconds)]
