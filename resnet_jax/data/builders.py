@@ -14,9 +14,10 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.utils import Size
 
+from resnet_jax.data.dataset import Arrays
 from resnet_jax.data.prepared import VERSION, builder_name, prepared_dir
 from resnet_jax.data.sources import download_error, read_files
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, digests_of
+from resnet_jax.data.specs import DatasetSpec, Splits, digests_of
 from resnet_jax.errors import DataError
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, digests_of
+from resnet_jax.data.dataset import Arrays
+from resnet_jax.data.specs import DatasetSpec, Splits, digests_of
 from resnet_jax.errors import DataError
 
 VERSION = "1.0.0"  # of the layout

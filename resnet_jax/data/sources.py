@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, idx_header
+from resnet_jax.data.dataset import Arrays
+from resnet_jax.data.specs import DatasetSpec, Splits, idx_header
 from resnet_jax.errors import DataError
 
 IDX_CONTENT = {idx_header((0,))[:4]: "labels", idx_header((0, 0, 0))[:4]: "images"}

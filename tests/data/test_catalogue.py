@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from small_set import NAMES, assert_same, idx_contents, make_spec, make_splits, write_files
 
-from resnet_jax.data import DATASETS, load
-from resnet_jax.data.dataset import obtain
+from resnet_jax.data import DATASETS, Splits, load
+from resnet_jax.data.catalogue import obtain
+from resnet_jax.data.dataset import measure_mean_std
 from resnet_jax.data.sources import DownloadError
 from resnet_jax.errors import DataError
 
@@ -178,7 +179,7 @@ def test_two_processes_at_once(tmp_path):
     write_files(tmp_path / "files", CONTENTS)
     program = (
         "import sys; from pathlib import Path; from small_set import *\n"
-        "from resnet_jax.data.dataset import obtain\n"
+        "from resnet_jax.data.catalogue import obtain\n"
         "splits = make_splits(); spec = make_spec(idx_contents(splits))\n"
         "assert_same(obtain(spec, Path(sys.argv[1]), Path(sys.argv[2]), print), splits)"
     )
@@ -255,7 +256,7 @@ def test_the_stock_reader_of_tfds_reads_it(prepared):
 def test_reading_prepared_data_does_not_import_tensorflow(prepared):
     program = (
         "import sys; from pathlib import Path; from small_set import *\n"
-        "from resnet_jax.data.dataset import obtain\n"
+        "from resnet_jax.data.catalogue import obtain\n"
         "obtain(make_spec(idx_contents(make_splits())), Path(sys.argv[1]), None, print)\n"
         "assert 'tensorflow' not in sys.modules"
     )
@@ -276,13 +277,18 @@ def test_the_default_folder_is_that_of_tfds(prepared, tmp_path, monkeypatch, var
     if variable:
         monkeypatch.setenv("TFDS_DATA_DIR", str(default))
     shutil.copytree(prepared, default)
-    assert_same(load("small", log=lambda line: None), SPLITS)
+    data = load("small", log=lambda line: None)
+    assert data.validation is None
+    assert data.test is not None
+    assert_same(Splits(data.train, data.test), SPLITS)
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.path.isdir("/usr/share/datasets/fashion-mnist"), reason="needs dataset-fashion-mnist")
 def test_the_real_fashion_mnist(tmp_path):
-    train, test = load("fashion_mnist", data_dir=tmp_path)
+    data = load("fashion_mnist", data_dir=tmp_path)
+    train, test = data.train, data.test
+    assert test is not None
     assert (train.images.shape, test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
     assert np.bincount(train.labels).tolist() == [6_000] * 10
@@ -290,3 +296,9 @@ def test_the_real_fashion_mnist(tmp_path):
     spec = DATASETS["fashion_mnist"]
     measured = train.images.mean() / 255, float(train.images.std()) / 255
     assert tuple(round(value, 6) for value in measured) == spec.mean_std
+    assert (data.mean, data.std) == ((0.286041,), (0.353024,))
+    (mean,), (std,) = measure_mean_std(train.images)
+    assert (round(mean, 6), round(std, 6)) == spec.mean_std
+    part = load("fashion_mnist", 6000, data_dir=tmp_path).validation
+    assert part is not None
+    assert np.bincount(part.labels).tolist() == [600] * 10
