@@ -14,6 +14,7 @@ from resnet_jax.data import DATASETS, Splits, load
 from resnet_jax.data.catalogue import obtain
 from resnet_jax.data.dataset import measure_mean_std
 from resnet_jax.data.sources import DownloadError
+from resnet_jax.data.split import stratified
 from resnet_jax.errors import DataError
 
 SPLITS = make_splits()
@@ -281,6 +282,19 @@ def test_the_default_folder_is_that_of_tfds(prepared, tmp_path, monkeypatch, var
     assert data.validation is None
     assert data.test is not None
     assert_same(Splits(data.train, data.test), SPLITS)
+
+
+def test_a_validation_part_is_held_out_in_the_official_order(prepared, monkeypatch):
+    monkeypatch.setitem(DATASETS, "small", dataclasses.replace(SPEC, mean_std=(0.25, 0.5)))
+    data = load("small", 10, 3, data_dir=prepared, log=lambda line: None)
+    assert data.class_counts() == {"train": (3,) * 10, "validation": (1,) * 10, "test": (1,) * 10}
+    assert (data.name, data.class_names, data.mean, data.std) == ("small", tuple("abcdefghij"), (0.25,), (0.5,))
+    assert data.validation is not None
+    rows = stratified(SPLITS.train.labels, SPEC.class_names, validation=10, seed=3)
+    np.testing.assert_array_equal(data.validation.images, SPLITS.train.images[rows.validation])
+    np.testing.assert_array_equal(data.train.images, SPLITS.train.images[rows.train])
+    with pytest.raises(DataError, match=r"validation 40: give a share .* from 1 to 39"):
+        load("small", 40, data_dir=prepared)
 
 
 @pytest.mark.real_data
