@@ -48,7 +48,7 @@ READABLE = {
     "JAX": (jax.numpy.asarray(IMAGES), jax.numpy.asarray(LABELS)),
     "nested lists": (IMAGES.tolist(), LABELS.tolist()),
     "list of arrays": (list(IMAGES), list(LABELS)),
-    "memoryview": (memoryview(IMAGES), memoryview(LABELS)),
+    "memoryview": (IMAGES.data, LABELS.data),
     "tensor": (Tensor(IMAGES), Tensor(LABELS)),
     "wide integers": (IMAGES.astype(np.int64), LABELS.astype(np.uint64)),
     "not contiguous": (np.asfortranarray(IMAGES), LABELS.repeat(2)[::2]),
