@@ -2,13 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resnet_jax.data import split
-from resnet_jax.data.dataset import Arrays, ImageDataset, check_class_names, check_label_range
+from resnet_jax.data.dataset import Arrays, ImageDataset, check_class_names, check_label_range, chunks
 from resnet_jax.errors import DataError, one_line
 
 IMAGE_KEYS = ("image", "img")
@@ -29,7 +29,7 @@ def from_arrays(
 
     images: (N, H, W) or (N, H, W, C) with C = 1 or 3; integers from 0 to 255, or floats in [0, 1].
         Without `labels`: an iterable of {"image" or "img": ..., "label": ...} (Hugging Face, TFDS) or of
-        (image, label) pairs. Its images are arrays or Pillow pictures, all of one size.
+        (image, label) pairs (torchvision). Its images are arrays or Pillow pictures, all of one size.
     labels: (N,) whole numbers from 0. class_names: name of each label; default "0", "1", ... up to the largest.
     validation, test: a share in (0, 1) or a count of images to hold out (see split.stratified, with `seed`), or
         the part itself: a tuple (images, labels), or an iterable as above.
@@ -43,7 +43,7 @@ def from_arrays(
     shares = {part: value for part, value in given.items() if _is_share(value)}
     parts |= split.cut(train, names, seed=seed, **shares)
     _check_classes(parts["train"].labels)
-    return ImageDataset(**parts, class_names=names, name=name)
+    return ImageDataset(parts["train"], parts.get("validation"), parts.get("test"), names, name)
 
 
 def to_part(part: str, images: Any, labels: Any) -> tuple[Arrays, Sequence[str] | None]:
@@ -137,6 +137,8 @@ def _images(what: str, value: Any) -> np.ndarray:
 
 def _floats(what: str, array: np.ndarray) -> np.ndarray:
     result = np.ascontiguousarray(array, np.float32)
+    if all(rows.min() >= 0 and rows.max() <= 1 for rows in chunks(result)):  # False for NaN too
+        return result
     for i, image in enumerate(result):
         low, high = image.min(), image.max()
         if np.isnan(low):
@@ -176,11 +178,11 @@ def _labels(what: str, value: Any) -> np.ndarray:
 
 
 def _gather(what: str, items: Any) -> tuple[Any, Any, Sequence[str] | None]:
-    """Images and labels of an iterable, and its class names where its features tell them (Hugging Face)."""
+    """Images and labels of an iterable, and its class names if it has them."""
     form = 'labels, or an iterable of {"image": ..., "label": ...} or (image, label)'
     if isinstance(items, str | os.PathLike):
         raise DataError(f"{what} {os.fspath(items)!r} is a path; read a folder of pictures with from_folder")
-    if hasattr(items, "__array__") or not isinstance(items, Iterable):
+    if hasattr(items, "__array__") or (not hasattr(items, "__iter__") and not hasattr(items, "__getitem__")):
         raise DataError(f"{what} is a {type(items).__name__} without labels; give {form}")
     if isinstance(items, Mapping):  # columns, as tfds.load(..., batch_size=-1) gives them
         return *_of_mapping(what, items), None
@@ -206,10 +208,10 @@ def _of_mapping(what: str, item: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _names_of(items: Any) -> Sequence[str] | None:
-    """The names in a Hugging Face data set's features["label"], a ClassLabel."""
+    """The class names of a Hugging Face data set (its ClassLabel) or of a torchvision data set (its classes)."""
     features = getattr(items, "features", None)
     label = features.get("label") if isinstance(features, Mapping) else None
-    return getattr(label, "names", None)
+    return getattr(label, "names", None) or getattr(items, "classes", None)
 
 
 def _stack(what: str, images: list[Any]) -> np.ndarray:

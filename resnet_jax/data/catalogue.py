@@ -36,11 +36,11 @@ def load(
         raise DataError(unknown("data set", name, DATASETS))
     spec = DATASETS[name]
     check_share("validation", validation, spec.num_train)  # before minutes of download
-    folder = Path(data_dir or default_data_dir()).expanduser()
-    splits = obtain(spec, folder, Path(source_dir).expanduser() if source_dir else None, log)
+    folder, source = (Path(os.path.expanduser(path or "")) for path in (data_dir or default_data_dir(), source_dir))
+    splits = obtain(spec, folder, source if source_dir else None, log)
     parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
     known = ((spec.mean_std[0],), (spec.mean_std[1],)) if spec.mean_std else None
-    return ImageDataset(**parts, test=splits.test, class_names=spec.class_names, name=name, known_mean_std=known)
+    return ImageDataset(parts["train"], parts.get("validation"), splits.test, spec.class_names, name, known)
 
 
 def default_data_dir() -> str:

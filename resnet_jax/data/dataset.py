@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ class ImageDataset:
         for part, arrays in self.parts.items():
             for array in arrays:
                 digest.update(f"{part} {array.shape} {array.dtype}".encode())
-                for rows in _chunks(array):
+                for rows in chunks(array):
                     digest.update(np.ascontiguousarray(rows).data)
         return digest.hexdigest()
 
@@ -111,7 +112,7 @@ def measure_mean_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float
     """
     total = np.zeros(images.shape[-1])
     squares = np.zeros(images.shape[-1])
-    for rows in _chunks(images):
+    for rows in chunks(images):
         x = rows.reshape(-1, images.shape[-1]).astype(np.float64)
         total += x.sum(0)
         squares += (x * x).sum(0)
@@ -127,7 +128,8 @@ def check_class_names(names: tuple[str, ...]) -> None:
     """DataError unless `names` is a tuple of at least two different strings."""
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise DataError(f"class_names {names!r}: give a tuple of strings, one for each class")
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
         raise DataError(f"class_names holds {repeated[0]!r} more than once; give each class a name of its own")
     if len(names) < 2:
         raise DataError(f"class_names {names!r}: training needs at least two classes; add images of another class")
@@ -160,7 +162,7 @@ def check_label_range(what: str, labels: np.ndarray, num_classes: int) -> None:
         )
 
 
-def _chunks(array: np.ndarray) -> list[np.ndarray]:
+def chunks(array: np.ndarray) -> list[np.ndarray]:
     """`array` cut along its first axis into pieces of at most about CHUNK numbers."""
     rows = max(1, CHUNK * len(array) // max(array.size, 1))
     return [array[i : i + rows] for i in range(0, len(array), rows)]

@@ -54,7 +54,7 @@ def from_folder(
         raise DataError(f"channels {channels!r}: give 1 (gray), 3 (colour) or None")
     if workers is not None and not (isinstance(workers, int) and workers > 0):
         raise DataError(f"workers {workers!r}: give a whole number from 1, or None for one per CPU core")
-    listing, shares = _shares(scan(Path(path).expanduser()), {"validation": validation, "test": test})
+    listing, shares = _shares(scan(Path(os.path.expanduser(path))), {"validation": validation, "test": test})
     _log_ignored(listing, log)
     labels = np.array([picture.label for picture in listing.parts["train"]])
     stratified(labels, listing.class_names, seed=seed, **shares)  # an invalid split is reported before decoding
@@ -169,4 +169,5 @@ def _assemble(listing: Listing, entry: cache.Entry, shares: dict[str, float], se
         parts[part] = Arrays(entry.images[row : row + len(kept)], np.array(kept, np.int32))
         index, row = index + len(members), row + len(kept)
     parts |= cut(parts["train"], listing.class_names, seed=seed, **shares)
-    return ImageDataset(**parts, class_names=listing.class_names, name=listing.root.resolve().name or "pictures")
+    name = listing.root.resolve().name or "pictures"
+    return ImageDataset(parts["train"], parts.get("validation"), parts.get("test"), listing.class_names, name)

@@ -131,7 +131,7 @@ def _class_names(
 def _class_pictures(root: Path, folder: Path, label: int, others: list[int]) -> list[Picture]:
     """The pictures of one class, sorted by path. others[0] is raised by the number of other files."""
     found = []
-    for file in _files(folder, frozenset()):
+    for file in _files(folder, frozenset({_identity(root), _identity(folder.parent)})):
         if not _is_picture(file):
             others[0] += 1
             continue
@@ -146,10 +146,14 @@ def _class_pictures(root: Path, folder: Path, label: int, others: list[int]) -> 
     return sorted(found)
 
 
+def _identity(folder: str | os.PathLike[str]) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
 def _files(folder: str | os.PathLike[str], above: frozenset[tuple[int, int]]) -> Iterator[os.DirEntry[str]]:
     """The files at any depth. above: the folders that contain this one; a link to one of them is not followed."""
-    stat = os.stat(folder)
-    here = (stat.st_dev, stat.st_ino)
+    here = _identity(folder)
     if here in above:
         return
     folders, files = _content(folder)

@@ -15,6 +15,7 @@ from resnet_jax.data.cache import Entry
 from resnet_jax.errors import DataError, one_line
 
 LONGEST = 224  # pixels of the longer side, where pictures differ in size and no size is given
+BAR_DELAY = 0.5  # seconds; a small folder is read before a bar is worth showing
 PER_TASK = 32  # pictures that a thread decodes before it reports
 
 
@@ -100,8 +101,8 @@ def _for_each(
     tasks = [indices[i : i + PER_TASK] for i in range(0, len(indices), PER_TASK)]
     failures: dict[int, str] = {}
     interval = 0.5 if sys.stderr.isatty() else 60  # a log file needs no more than a line a minute
-    bar = Bar(total=len(indices), desc=title, unit=" pictures", leave=False, disable=not progress, mininterval=interval)
-    with bar, ThreadPoolExecutor(workers) as pool:
+    look = {"desc": title, "unit": " pictures", "leave": False, "delay": BAR_DELAY, "mininterval": interval}
+    with Bar(total=len(indices), disable=not progress, **look) as bar, ThreadPoolExecutor(workers) as pool:
         for task, failed in zip(tasks, pool.map(lambda task: _attempt(function, task), tasks), strict=True):
             failures |= failed
             bar.update(len(task))

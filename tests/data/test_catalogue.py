@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from small_set import NAMES, assert_same, idx_contents, make_spec, make_splits, write_files
 
-from resnet_jax.data import DATASETS, load
-from resnet_jax.data.dataset import obtain
+from resnet_jax.data import DATASETS, Splits, load
+from resnet_jax.data.catalogue import obtain
+from resnet_jax.data.dataset import measure_mean_std
 from resnet_jax.data.sources import DownloadError
+from resnet_jax.data.split import stratified
 from resnet_jax.errors import DataError
 
 SPLITS = make_splits()
@@ -178,7 +180,7 @@ def test_two_processes_at_once(tmp_path):
     write_files(tmp_path / "files", CONTENTS)
     program = (
         "import sys; from pathlib import Path; from small_set import *\n"
-        "from resnet_jax.data.dataset import obtain\n"
+        "from resnet_jax.data.catalogue import obtain\n"
         "splits = make_splits(); spec = make_spec(idx_contents(splits))\n"
         "assert_same(obtain(spec, Path(sys.argv[1]), Path(sys.argv[2]), print), splits)"
     )
@@ -255,7 +257,7 @@ def test_the_stock_reader_of_tfds_reads_it(prepared):
 def test_reading_prepared_data_does_not_import_tensorflow(prepared):
     program = (
         "import sys; from pathlib import Path; from small_set import *\n"
-        "from resnet_jax.data.dataset import obtain\n"
+        "from resnet_jax.data.catalogue import obtain\n"
         "obtain(make_spec(idx_contents(make_splits())), Path(sys.argv[1]), None, print)\n"
         "assert 'tensorflow' not in sys.modules"
     )
@@ -276,13 +278,31 @@ def test_the_default_folder_is_that_of_tfds(prepared, tmp_path, monkeypatch, var
     if variable:
         monkeypatch.setenv("TFDS_DATA_DIR", str(default))
     shutil.copytree(prepared, default)
-    assert_same(load("small", log=lambda line: None), SPLITS)
+    data = load("small", log=lambda line: None)
+    assert data.validation is None
+    assert data.test is not None
+    assert_same(Splits(data.train, data.test), SPLITS)
+
+
+def test_a_validation_part_is_held_out_in_the_official_order(prepared, monkeypatch):
+    monkeypatch.setitem(DATASETS, "small", dataclasses.replace(SPEC, mean_std=(0.25, 0.5)))
+    data = load("small", 10, 3, data_dir=prepared, log=lambda line: None)
+    assert data.class_counts() == {"train": (3,) * 10, "validation": (1,) * 10, "test": (1,) * 10}
+    assert (data.name, data.class_names, data.mean, data.std) == ("small", tuple("abcdefghij"), (0.25,), (0.5,))
+    assert data.validation is not None
+    rows = stratified(SPLITS.train.labels, SPEC.class_names, validation=10, seed=3)
+    np.testing.assert_array_equal(data.validation.images, SPLITS.train.images[rows.validation])
+    np.testing.assert_array_equal(data.train.images, SPLITS.train.images[rows.train])
+    with pytest.raises(DataError, match=r"validation 40: give a share .* from 1 to 39"):
+        load("small", 40, data_dir=prepared)
 
 
 @pytest.mark.real_data
 @pytest.mark.skipif(not os.path.isdir("/usr/share/datasets/fashion-mnist"), reason="needs dataset-fashion-mnist")
 def test_the_real_fashion_mnist(tmp_path):
-    train, test = load("fashion_mnist", data_dir=tmp_path)
+    data = load("fashion_mnist", data_dir=tmp_path)
+    train, test = data.train, data.test
+    assert test is not None
     assert (train.images.shape, test.images.shape) == ((60_000, 28, 28, 1), (10_000, 28, 28, 1))
     assert (train.images.dtype, train.labels.dtype) == (np.uint8, np.int32)
     assert np.bincount(train.labels).tolist() == [6_000] * 10
@@ -290,3 +310,9 @@ def test_the_real_fashion_mnist(tmp_path):
     spec = DATASETS["fashion_mnist"]
     measured = train.images.mean() / 255, float(train.images.std()) / 255
     assert tuple(round(value, 6) for value in measured) == spec.mean_std
+    assert (data.mean, data.std) == ((0.286041,), (0.353024,))
+    (mean,), (std,) = measure_mean_std(train.images)
+    assert (round(mean, 6), round(std, 6)) == spec.mean_std
+    part = load("fashion_mnist", 6000, data_dir=tmp_path).validation
+    assert part is not None
+    assert np.bincount(part.labels).tolist() == [600] * 10
