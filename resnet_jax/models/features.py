@@ -10,10 +10,10 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models.resnet import ResNet
 
 
-def features(model: ResNet, variables: Mapping[str, Any], x: jax.Array) -> dict[str, jax.Array]:
+def features(model: nn.Module, variables: Mapping[str, Any], x: jax.Array) -> dict[str, jax.Array]:
     """The output of the stem and of each stage, and the pooled features, in evaluation mode.
 
-    x: (N, H, W, C) -> {"stem": (N, h, w, c), "stage1": ..., ..., "pooled": (N, C') float32}. The head is not used, so
+    x: (N, H, W, C) -> {"stem": (N, h, w, c), "stage1": ..., ..., "pooled": (N, C')}. The head is not used, so
     it makes no difference whether the model has one. ConfigError if model is not a ResNet.
     Pre-activation networks (wrn_*) have a norm and an activation between the last stage and "pooled".
 
@@ -28,6 +28,6 @@ def features(model: ResNet, variables: Mapping[str, Any], x: jax.Array) -> dict[
         return method == "__call__" and len(module.path) == 1 and module.path[0].startswith(("stem", "stage"))
 
     pooled, state = trunk.apply(variables, x, mutable=["intermediates"], capture_intermediates=is_part)
-    parts: dict[str, Any] = state["intermediates"]
+    parts: Any = state["intermediates"]
     names = ["stem", *(f"stage{i + 1}" for i in range(len(model.arch)))]
     return {name: parts[name]["__call__"][0] for name in names} | {"pooled": pooled}

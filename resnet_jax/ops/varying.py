@@ -25,9 +25,9 @@ def vary_over(axes: frozenset[str], array: Array) -> Array:
     missing = tuple(sorted(axes - axes_of(array)))
     if not missing:
         return array
-    if hasattr(jax.lax, "pcast"):
+    if hasattr(jax.lax, "pcast"):  # since jax 0.8
         return jax.lax.pcast(array, missing, to="varying")
-    return jax.lax.pvary(array, missing)  # jax 0.7
+    return jax.lax.pvary(array, missing)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def vary_alike(*arrays: Array | None) -> tuple[Array | None, ...]:

@@ -1,7 +1,9 @@
 """Other norms and activations: against a network in plain Flax with the same parameters, and fused against composed."""
 
 import pickle
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax_side
 import jax
@@ -12,7 +14,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 import resnet_jax
-from resnet_jax import ResNet, create_model
+from resnet_jax import ResNet, create_model, ops
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import BasicBlock, BatchNorm, BottleneckBlock, Conv, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.layers import relu, stride_pair
@@ -32,8 +34,8 @@ class FlaxBlock(nn.Module):
 
     features: int
     strides: int
-    norm: object
-    act: object
+    norm: Callable[..., Any]
+    act: Callable[..., Any]
 
     @nn.compact
     def __call__(self, x, train):
@@ -45,20 +47,20 @@ class FlaxBlock(nn.Module):
 
 
 class FlaxStem(nn.Module):
-    norm: object
-    act: object
+    norm: Callable[..., Any]
+    act: Callable[..., Any]
 
     @nn.compact
     def __call__(self, x, train):
         y = self.act(self.norm(train, "bn")(plain_conv(8, 7, 2, "conv")(x)))
-        return nn.max_pool(y, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        return nn.max_pool(jnp.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf), (3, 3), (2, 2))
 
 
 class FlaxStage(nn.Module):
     features: int
     strides: int
-    norm: object
-    act: object
+    norm: Callable[..., Any]
+    act: Callable[..., Any]
 
     @nn.compact
     def __call__(self, x, train):
@@ -68,8 +70,8 @@ class FlaxStage(nn.Module):
 class FlaxNet(nn.Module):
     """ResNet(ARCH, stem_channels=8) in Flax's own layers; norm: (train, name) -> module."""
 
-    norm: object
-    act: object
+    norm: Callable[..., Any]
+    act: Callable[..., Any]
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -116,7 +118,7 @@ def test_group_norm_trains():
     @jax.jit
     def step(params):
         def loss(params):
-            logits = model.apply({"params": params}, x, train=True)
+            logits = flax_side.apply(model, {"params": params}, x, train=True)
             return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean()
 
         value, gradient = jax.value_and_grad(loss)(params)
@@ -160,13 +162,13 @@ def test_fused_and_composed_agree(name, mode):
 @pytest.mark.parametrize("act", [relu, nn.relu], ids=["ours", "flax"])
 def test_the_fused_operation_is_used_for_batch_norm_and_relu_only(act, monkeypatch):
     calls = []
-    fused = resnet_jax.ops.batch_norm
+    fused = ops.batch_norm
 
     def record(*operands, relu=False, residual=None, **how):
         calls.append((relu, residual is not None))
         return fused(*operands, relu=relu, residual=residual, **how)
 
-    monkeypatch.setattr(resnet_jax.ops, "batch_norm", record)
+    monkeypatch.setattr(ops, "batch_norm", record)
 
     def called(block):
         calls.clear()
@@ -198,7 +200,7 @@ def test_the_axis_is_bound_to_batch_norms_only():
     for norm in (GROUPS, nn.LayerNorm):
         model = ResNet(ARCH, stem_channels=8, norm=norm, axis_name="batch")
         held = flax_side.variables(model, SHAPE)
-        assert np.isfinite(model.apply(held, x, train=True)).all()
+        assert np.isfinite(flax_side.apply(model, held, x, train=True)).all()
     model = ResNet(ARCH, stem_channels=8, norm=nn.BatchNorm, axis_name="batch")
     held = flax_side.variables(model, SHAPE)
     with pytest.raises(NameError, match="batch"):
@@ -258,7 +260,8 @@ def test_strides_are_one_number_or_a_pair(name):
     np.testing.assert_array_equal(
         block(**arguments, use_1x1conv=True, strides=(2, 2)).apply(held, x), one.apply(held, x)
     )
-    assert block(**arguments, use_1x1conv=True, strides=(2, 1)).apply(held, x).shape == (2, 4, 6, 8)
+    other = block(**arguments, use_1x1conv=True, strides=(2, 1))
+    assert flax_side.apply(other, held, x).shape == (2, 4, 6, 8)
     same = block(**arguments, strides=(1, 1))
     with pytest.raises(ConfigError, match=r"num_channels 8 must equal"):
         same.init(jax.random.key(0), x)
@@ -267,7 +270,7 @@ def test_strides_are_one_number_or_a_pair(name):
 def test_strides_of_a_padded_shortcut():
     x = seeded.normal("strides", (2, 7, 6, 4))
     block = BasicBlock(8, True, (2, 1), pad_shortcut=True)
-    assert block.apply(flax_side.variables(block, x.shape), x).shape == (2, 4, 6, 8)
+    assert flax_side.apply(block, flax_side.variables(block, x.shape), x).shape == (2, 4, 6, 8)
 
 
 @pytest.mark.parametrize("strides", [0, -1, (2,), (2, 0), (1, 2, 3), 1.5, "2", None])

@@ -15,8 +15,14 @@ EPSILON = 1e-5
 
 @pytest.fixture
 def float64():
-    with jax.enable_x64(True):
-        yield
+    if hasattr(jax, "enable_x64"):
+        with jax.enable_x64(True):
+            yield
+    else:  # jax 0.7
+        from jax.experimental import enable_x64
+
+        with enable_x64():
+            yield
 
 
 def network(x, kernel, bias, scale, offset):

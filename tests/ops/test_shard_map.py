@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from jax import export
 from jax import numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from test_ops import WAYS, block_operands, normal
@@ -80,6 +81,7 @@ def test_gradients_with_local_statistics(way, dtype):
     np.testing.assert_array_equal(found[1], jnp.concatenate([part[1] for part in parts]))
 
 
+@pytest.mark.skipif(not hasattr(jax.lax, "pcast"), reason="jax 0.7 has no vmap of a convolution inside shard_map")
 @pytest.mark.parametrize("way", CHOICES)
 def test_vmap_inside(way):
     """Two sets of parameters at once, on every device."""
@@ -124,6 +126,6 @@ def test_lowering_for_other_platforms(platform):
         return jax.grad(lambda *p: share(*p, axis_name="batch")[0])(parameters, x)
 
     mapped = jax.jit(jax.shard_map(many, mesh=mesh(DEVICES), in_specs=(WHOLE, SPLIT), out_specs=WHOLE))
-    text = jax.export.export(mapped, platforms=[platform])(parameters, x).mlir_module()
+    text = export.export(mapped, platforms=[platform])(parameters, x).mlir_module()
     assert "@resnet_jax_" not in text
     assert "stablehlo.convolution" in text
