@@ -171,12 +171,7 @@ def create_model(
     """
     arch = get_arch(name) if isinstance(name, str) else name
     stem = stem or arch.stem
-    if arch.block not in BLOCKS:
-        raise ConfigError(unknown("block", arch.block, BLOCKS))
-    if stem not in STEMS:
-        raise ConfigError(unknown("stem", stem, STEMS))
-    if num_classes < 0:
-        raise ConfigError(f"num_classes {num_classes} must be at least 1, or 0 for a model without a head")
+    _check_form(arch.block, stem, num_classes)
     check_options(width, stochastic_depth)
     layers = {} if arch.block in SEED_BLOCKS else {"conv": TorchvisionConv, "dense": TorchvisionDense}
     return ResNet(
@@ -196,6 +191,15 @@ def create_model(
         act=act,
         **layers,
     )
+
+
+def _check_form(block: str, stem: str, num_classes: int) -> None:
+    if block not in BLOCKS:
+        raise ConfigError(unknown("block", block, BLOCKS))
+    if stem not in STEMS:
+        raise ConfigError(unknown("stem", stem, STEMS))
+    if num_classes < 0:
+        raise ConfigError(f"num_classes {num_classes} must be at least 1, or 0 for a model without a head")
 
 
 def check_options(width: float, stochastic_depth: float) -> None:

@@ -19,7 +19,7 @@ def float64():
         with jax.enable_x64(True):
             yield
     else:  # jax 0.7
-        from jax.experimental import enable_x64
+        from jax.experimental import enable_x64  # pyright: ignore[reportAttributeAccessIssue]
 
         with enable_x64():
             yield
