@@ -195,7 +195,7 @@ BAD = {
     "convert none.safetensors --arch resnet20 --out w": "there is no such file",
     "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
-    "convert full --to-torch --out a.pth": "no weights.json there",
+    "convert full --to-torch --out a.pth": "there is no weights.json in it",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
     "export": "the run's folder. (required)",
