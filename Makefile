@@ -51,8 +51,8 @@ test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits
 	@sh scripts/native.sh .venv-oldest constraints-oldest.txt
 	.venv-oldest/bin/python $(PYTEST) $(ARGS)
 
-test-newest:  ## run the tests on the newest versions in the registry
-	@sh scripts/venv.sh -c none .venv-newest test
+test-newest:  ## run the tests on the newest versions in the registry, with the newest Python here
+	@sh scripts/venv.sh -c none -p newest .venv-newest test
 	@sh scripts/native.sh .venv-newest none
 	.venv-newest/bin/python $(PYTEST) $(ARGS)
 

@@ -5,7 +5,7 @@
 #     scripts/venv.sh .venv here dev
 #
 #   -c CONSTRAINTS  the file with the versions to install (default: constraints.txt); "none" installs the newest versions
-#   -p VERSION      the Python version to look for, such as 3.13 (default: any from 3.11 to 3.14)
+#   -p VERSION      the Python version to look for: 3.13, or "newest" (default: python3 if it is 3.11 to 3.14, else any)
 #   EXTRA           an extra of pyproject.toml; "here" stands for the extra that this machine's accelerator needs, if any
 #
 # The environment variable PYTHON names the interpreter and overrides -p.
@@ -32,23 +32,28 @@ version_of() {
     "$1" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null
 }
 
-# Tries the PATH first, then the versions that pyenv has installed but not activated.
+# Of each version, tries the PATH first, then what pyenv has installed without activating it.
 find_python() {
-    if [ -n "$version" ]; then
-        set -- "python$version"
-    else
-        set -- python3 python3.13 python3.12 python3.11 python3.14
-    fi
-    for name in "$@" "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/"${version:-3}".*/bin/python3; do
-        if suitable "$name" && { [ -z "$version" ] || [ "$(version_of "$name")" = "$version" ]; }; then
-            command -v "$name"
-            return
-        fi
+    case $version in
+        "")
+            if suitable python3; then
+                command -v python3
+                return
+            fi
+            set -- 3.13 3.12 3.11 3.14
+            ;;
+        newest) set -- 3.14 3.13 3.12 3.11 ;;
+        *) set -- "$version" ;;
+    esac
+    for wanted in "$@"; do
+        for name in "python$wanted" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$wanted".*/bin/python3; do
+            if [ "$(version_of "$name")" = "$wanted" ]; then
+                command -v "$name"
+                return
+            fi
+        done
     done
-    if [ -n "$version" ]; then
-        die "no Python $version found on the PATH or in pyenv; install it, or name another one: PYTHON=/path/to/python3.12"
-    fi
-    die "no Python 3.11 to 3.14 found on the PATH or in pyenv; install one, or name it: PYTHON=/path/to/python3.12"
+    die "no Python $(echo "$*" | sed 's/ / or /g') found on the PATH or in pyenv; install it, or name one: PYTHON=/path/to/python3.12"
 }
 
 # Prints the extra that this machine's accelerator needs, or nothing. The numbers are the TPUs among Google's PCI devices.
@@ -127,7 +132,7 @@ usable() {
     if [ -n "${PYTHON:-}" ]; then
         [ "$(version_of "$PYTHON")" = "$(version_of "$folder/bin/python")" ]
     else
-        [ -z "$version" ] || [ "$(version_of "$folder/bin/python")" = "$version" ]
+        case $version in "" | newest | "$(version_of "$folder/bin/python")") ;; *) return 1 ;; esac
     fi
 }
 
