@@ -9,7 +9,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-import jax  # noqa: E402
+import jax
 
 # Compilation takes half of the suite's time. The size limit makes jax lock the folder: the workers of pytest-xdist
 # share it. It is no environment variable, so that a process that a test kills leaves no half-written file there.
