@@ -28,10 +28,11 @@ from jax.experimental import topologies
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.models import create_model
-from resnet_jax.training.config import OptimConfig
-from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import Device, create_state
-from resnet_jax.training.step import AXIS, Dataset, make_train_steps
+from resnet_jax.runs import OptimConfig
+from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.training.parallel import AXIS, Device
+from resnet_jax.training.state import create_state
+from resnet_jax.training.step import Dataset, make_train_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = ("resnet18", "resnext18")
@@ -94,11 +95,11 @@ def step_of(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
     config = OptimConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10, STEPS_AN_EPOCH))
     model = create_model(program.arch, dtype=jnp.dtype(program.dtype), axis_name=AXIS if program.sync else None)
-    state = jax.eval_shape(lambda: create_state(model, optimizer, 0, (IMAGE_SIZE, IMAGE_SIZE, 1)))
+    state = jax.eval_shape(lambda: create_state(model, optimizer, (IMAGE_SIZE, IMAGE_SIZE, 1)))
     shape = jax.ShapeDtypeStruct
     data = Dataset(shape((NUM_IMAGES, 28, 28, 1), np.uint8), shape((NUM_IMAGES,), np.int32))
     rows = shape((len(devices), STEPS_AN_EPOCH, IMAGES_A_CHIP), np.int32)
-    step = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)(program.steps)
+    step = make_train_steps(Preprocess((IMAGE_SIZE, IMAGE_SIZE)), devices)(program.steps)
     return step, (state, data, rows, shape((), np.int32))
 
 

@@ -28,14 +28,15 @@ from unittest import mock
 import jax
 import numpy as np
 
-from resnet_jax import ops
-from resnet_jax.data import load
+from resnet_jax import Config, fit, ops
 from resnet_jax.models import get_arch
 from resnet_jax.ops.select import CHOICES
-from resnet_jax.training import loop
-from resnet_jax.training.config import Config, DataConfig, Precision, RunConfig
-from resnet_jax.training.state import create_state
-from resnet_jax.training.step import epoch_rows, replicate, shard
+from resnet_jax.runs import DataConfig, RunConfig, build, hardware
+from resnet_jax.runs.config import Precision
+from resnet_jax.runs.recording import version
+from resnet_jax.training import program
+from resnet_jax.training.parallel import shard
+from resnet_jax.training.step import epoch_rows
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 PEERS = Path(__file__).resolve().parent
@@ -84,7 +85,7 @@ def machine() -> str:
     cpu = next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
     device = jax.devices()[0]
     kind = cpu if device.platform == "cpu" else device.device_kind
-    versions = ", ".join(f"{name} {loop.version(name)}" for name in ("jax", "jaxlib", "flax"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax"))
     return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, {versions}"
 
 
@@ -109,14 +110,17 @@ def make_step(args: argparse.Namespace, precision: Precision) -> Callable[[], ob
     config = config_of(args, precision)
     ops.use_cpu_kernels(args.cpu_kernels)
     devices = jax.local_devices()
-    trainer = loop.make_trainer(config, get_arch(config.arch), devices, load("fashion_mnist", log=lambda _: None))
-    size = config.image_size
-    state = replicate(create_state(trainer.model, trainer.optimizer, 0, (size, size, 1)), devices)
-    rows = shard(epoch_rows(0, 0, loop.num_train(config), config.batch_size, len(devices)), devices)
+    data = build.load_data(config)
+    info = build.info_of(config.data, data)
+    dtype = hardware.pick_dtype(config.run.precision, devices[0])
+    model = build.make_model(config, get_arch(config.arch), info, dtype)
+    loop = build.make_trainer(config, info, devices).make_loop(model, data)
+    state, train, step = loop.state, loop.part("train"), loop.program.train_steps(1)
+    rows = shard(epoch_rows(0, 0, len(data.train.labels), config.batch_size, len(devices)), devices)
 
     def run():
         nonlocal state
-        state, metrics = trainer.train_steps(1)(state, trainer.train, rows, np.int32(0))
+        state, metrics = step(state, train, rows, np.int32(0))
         return metrics.loss.block_until_ready()
 
     return run
@@ -230,26 +234,25 @@ def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
 
         return run
 
-    make_train, make_eval, end = loop.make_train_steps, loop.make_eval_step, loop.Saver.end_of_epoch
+    make_train, make_eval = program.make_train_steps, program.make_eval_step
 
     def timed_steps(*arguments):
         steps = make_train(*arguments)
         return lambda num_steps: timed(steps(num_steps))
 
-    def end_of_epoch(saver, *arguments):
-        end(saver, *arguments)
-        marks.append((time.perf_counter(), spent[0]))
+    class Marks:
+        def on_epoch_end(self, loop: object) -> None:
+            marks.append((time.perf_counter(), spent[0]))
 
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.multiple(
-            loop,
+            program,
             make_train_steps=timed_steps,
             make_eval_step=lambda *a: timed(make_eval(*a)),
         ),
-        mock.patch.object(loop.Saver, "end_of_epoch", end_of_epoch),
     ):
-        loop.fit(config_of(args, run_dir=f"{folder}/run"))
+        fit(config_of(args, run_dir=f"{folder}/run"), callbacks=[Marks()])
     (began, before), (ended, after) = marks[0], marks[-1]  # the first epoch compiles
     outside = (ended - began - (after - before)) / (len(marks) - 1)
     share = outside / ((ended - began) / (len(marks) - 1))

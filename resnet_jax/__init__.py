@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from resnet_jax.interop import from_torch, to_torch
     from resnet_jax.models import (
         BasicBlock,
+        BatchNorm,
         BottleneckBlock,
+        Conv,
         PreActBlock,
         Residual,
         ResNet,
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         ResNeXtBlock,
         create_model,
         embed,
+        features,
         insert_block,
         layer_summary,
         list_models,
@@ -37,7 +40,7 @@ SUBMODULES = ("data", "interop", "models", "ops")
 NAMES = {
     **dict.fromkeys(("from_torch", "to_torch"), "interop"),
     **dict.fromkeys(("BasicBlock", "BottleneckBlock", "PreActBlock", "ResNeXtBlock", "Residual"), "models"),
-    **dict.fromkeys(("ResNet", "ResNet18", "create_model", "list_models"), "models"),
+    **dict.fromkeys(("BatchNorm", "Conv", "ResNet", "ResNet18", "create_model", "features", "list_models"), "models"),
     **dict.fromkeys(("embed", "insert_block", "widen", "layer_summary", "multiply_adds"), "models"),
     **dict.fromkeys(("Config", "Predictor", "Trainer", "fit", "load", "load_recipe"), "runs"),
     **dict.fromkeys(("TrainState", "create_state"), "training.state"),
@@ -48,8 +51,10 @@ NAMES = {
 
 __all__ = [
     "BasicBlock",
+    "BatchNorm",
     "BottleneckBlock",
     "Config",
+    "Conv",
     "EarlyStopping",
     "PreActBlock",
     "Predictor",
@@ -65,6 +70,7 @@ __all__ = [
     "create_state",
     "data",
     "embed",
+    "features",
     "fit",
     "from_torch",
     "insert_block",

@@ -29,34 +29,34 @@ Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """From a PyTorch file of weights to a folder for --pretrained; with --to-torch from a folder or a run to a file."""
+    """Convert a PyTorch weight file to a folder for --pretrained; with --to-torch, a folder or a run to a file."""
 
     source: Source
     """A .safetensors or .pth file; with --to-torch a folder of converted weights, or a run's (its best checkpoint)."""
     out: str
     """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
-    """The architecture of the PyTorch file; not with --to-torch, where the source tells."""
+    """The architecture of the PyTorch file. Not with --to-torch: the source names it."""
     to_torch: bool = False
-    """Make PyTorch's file of our weights, instead of ours of PyTorch's."""
+    """Write a PyTorch file of our weights, instead of reading one."""
     head: Literal["keep", "reset"] = "keep"
-    """reset: a new head, of --num-classes."""
+    """reset: a new head for --num-classes."""
     num_classes: OptionalInt = None
     """Classes of a new head (default 10)."""
     in_channels: OptionalInt = None
     """1: sum the stem's kernel over the colours, for grey images."""
     allow_nan: bool = False
-    """Take NaN and infinite weights as they are."""
+    """Accept NaN and infinite weights."""
     stem: Stem = "auto"
-    """The stem of the network in the file, where it is not the architecture's own."""
+    """The stem of the network in the file, if it is not the architecture's own."""
     width: float = 1.0
-    """Its width, as --width of training."""
+    """The width of the network in the file, as --width of training."""
     squeeze_excitation: bool = False
     """Whether its blocks have squeeze-and-excitation."""
 
 
 def convert(argv: Sequence[str], prog: str) -> None:
-    """PyTorch's weights to ours, or back."""
+    """Convert PyTorch's weights to ours, or back."""
     asked = parse_as(Convert, argv, prog)
     if asked.to_torch:
         convert_to_torch(asked)
@@ -82,10 +82,12 @@ def convert(argv: Sequence[str], prog: str) -> None:
 
 
 def convert_to_torch(asked: Convert) -> None:
-    """Our weights, of a folder or a run's best checkpoint, to PyTorch's file."""
+    """Write our weights, from a folder or a run's best checkpoint, to a PyTorch file."""
     fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
     if given := [flag_of(name) for name, value in vars(asked).items() if value != vars(fixed)[name]]:
-        raise ConfigError(f"{', '.join(given)}: not with --to-torch, which writes what is there; leave it out")
+        raise ConfigError(
+            f"{', '.join(given)}: not with --to-torch, which writes the weights as they are; leave it out"
+        )
     if Path(asked.out).exists():
         raise InteropError(f"--out {asked.out} exists; give another file")
     arch, options, variables = weights_of(Path(asked.source))
@@ -102,13 +104,13 @@ def weights_of(folder: Path) -> tuple[Arch, dict[str, Any], dict[str, Any]]:
         weights = load_weights(folder)
         return get_arch(weights.arch), weights.options, weights.variables
     predictor = load(folder)
-    config = predictor.config
+    config, arch = predictor.config, predictor.arch  # a folder with a config.json is a run of train.py
     options = {"stem": config.stem_form, "width": config.model.width}
     options |= {"squeeze_excitation": config.model.squeeze_excitation}
-    return predictor.arch, options, predictor.variables
+    return arch, options, predictor.variables
 
 
 def check_empty(folder: Path) -> None:
-    """Raise InteropError where a folder holds something, before the work and not after it."""
+    """Raise InteropError for a folder that is not empty, before the work begins."""
     if not folder.is_dir() or any(folder.iterdir()):
         raise InteropError(f"--out {folder} exists and is not an empty folder; give another one")

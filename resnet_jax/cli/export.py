@@ -12,7 +12,7 @@ from resnet_jax.runs.flags import parse_as
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a run's network (its best checkpoint) as StableHLO: uint8 images, any number of them, to probabilities."""
+    """Write the best checkpoint of a run as a StableHLO program from uint8 images to probabilities."""
 
     run_dir: RunDir
     """The run's folder."""
@@ -21,7 +21,7 @@ class Export:
 
 
 def export(argv: Sequence[str], prog: str) -> None:
-    """A run's best network as a program of its own."""
+    """Write the program, and print how to run it."""
     asked = parse_as(Export, argv, prog)
     path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
     predictor = load(asked.run_dir)

@@ -10,26 +10,26 @@ from resnet_jax.runs.flags import parse_as
 
 @dataclasses.dataclass(frozen=True)
 class Grow:
-    """Make a run of another one's latest checkpoint, its network deeper by blocks that start as the identity."""
+    """Make a new run from the latest checkpoint of another, with a network that is deeper by identity blocks."""
 
     run_dir: RunDir
-    """The run's folder. It stays as it is."""
+    """The run's folder. It does not change."""
     out: str
     """The folder to make, for --resume --run-dir."""
     stage: int
-    """The stage that the blocks come into, from 1."""
+    """The stage that gets the blocks, from 1."""
     blocks: int = 1
-    """How many."""
+    """How many blocks."""
     position: OptionalInt = None
-    """Which block of the stage the first of them will be, from 1, or from 2 where the first one halves or projects.
-    None: they come at its end."""
+    """The position of the first new block in the stage, from 1, or from 2 if the first block halves or projects.
+    None: at the end."""
     epochs: OptionalInt = None
-    """Epochs of the new run in all, those behind it counted; a cosine schedule is laid out anew for them, so that one
-    that has come to its end needs them. None: those of the old one."""
+    """Epochs of the new run in all, with those that are done. A cosine schedule is stretched to them, so a finished
+    cosine run needs more. None: those of the old run."""
 
 
 def grow(argv: Sequence[str], prog: str) -> None:
-    """A run of another one's network, with blocks more."""
+    """Make the new run, and print how to continue it."""
     asked = parse_as(Grow, argv, prog)
     made = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
     more = " --epochs MORE" if made.epochs == made.config.epochs else ""
@@ -39,4 +39,4 @@ def grow(argv: Sequence[str], prog: str) -> None:
     )
     old, new = made.rates
     if old != new:
-        print(f"its learning rate goes on at {new:.3g}, where that of {asked.run_dir} would have been {old:.3g}")
+        print(f"its learning rate continues at {new:.3g}; in {asked.run_dir} it would have been {old:.3g}")

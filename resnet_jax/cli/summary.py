@@ -19,7 +19,7 @@ class Summary:
     """Print the layer table of an architecture, and its multiply-adds for one image."""
 
     arch: ArchName
-    """A name of the table, or of a network grown from it, such as resnet18-2-2-3-2."""
+    """A name of the table, or of a grown network, such as resnet18-2-2-3-2."""
     image_size: int = 224
     """Height and width in pixels."""
     in_channels: int = 3
@@ -29,13 +29,13 @@ class Summary:
     stem: Stem = "auto"
     """standard, small, or auto: the architecture's own."""
     width: float = 1.0
-    """Times as many channels."""
+    """Multiply the number of channels by this."""
     squeeze_excitation: bool = False
     """Squeeze-and-excitation in every block."""
 
 
 def summary(argv: Sequence[str], prog: str) -> None:
-    """The layer table."""
+    """Print the layer table."""
     asked = parse_as(Summary, argv, prog)
     for flag, value in (("image-size", asked.image_size), ("in-channels", asked.in_channels)):
         if value < 1:

@@ -17,7 +17,9 @@ def train(argv: Sequence[str], prog: str) -> None:
 def last_line(result: RunResult) -> str:
     """What the command prints in the end."""
     row = result.history[-1] if result.history else {}
-    accuracies = [f"{part} accuracy {row[f'{part}_accuracy']:.4f}" for part in ("validation", "test") if f"{part}_accuracy" in row]
+    accuracies = [
+        f"{part} accuracy {row[f'{part}_accuracy']:.4f}" for part in ("validation", "test") if f"{part}_accuracy" in row
+    ]
     early = f"stopped early, {result.stopped}; " if result.stopped else ""
     return f"{early}{', '.join(accuracies)}{'; ' if accuracies else ''}the run is in {result.run_dir}"
 

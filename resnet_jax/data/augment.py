@@ -68,7 +68,9 @@ def _augmented(images: jax.Array, pairs: Sequence[tuple[Augmentation, jax.Array]
         new = jax.vmap(function)(keys, images)
         if new.shape != images.shape:
             name, shape = getattr(function, "__name__", repr(function)), images.shape[1:]
-            raise ConfigError(f"augment: {name} returns shape {new.shape[1:]} for an image {shape}; it must keep the shape")
+            raise ConfigError(
+                f"augment: {name} returns shape {new.shape[1:]} for an image {shape}; it must keep the shape"
+            )
         images = new
     return images
 
@@ -87,7 +89,7 @@ flip.moves_pixels = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @dataclasses.dataclass(frozen=True)
-class crop:  # noqa: N801  (used as a function: crop(4))
+class crop:
     """A shift by up to `padding` pixels in each direction; what comes in at the edges is 0."""
 
     padding: int

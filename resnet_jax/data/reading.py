@@ -34,7 +34,7 @@ def read_pictures(
     progress: bool,
     log: Callable[[str], object],
 ) -> Entry:
-    """The pictures as (N, H, W, C) uint8, and the reasons of those that cannot be read, which have no row.
+    """The pictures as (N, H, W, C) uint8, and the reasons why others are unreadable; those have no row.
 
     size None: the common size of the pictures. If sizes differ: the median height and width, scaled down
     until the longer is at most LONGEST. channels None: 1 if all pictures are gray, else 3.

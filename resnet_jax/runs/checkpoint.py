@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from resnet_jax.training.parallel import PyTree
 from resnet_jax.training.state import TrainState
 
 METRIC = "validation_accuracy"  # never a test metric: the test set does not choose
+
 
 def digests(tree: PyTree) -> dict[str, str]:
     """Path of each leaf -> sha256 of its dtype, shape and bytes."""

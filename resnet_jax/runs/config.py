@@ -110,8 +110,9 @@ class RunConfig:
     """Precision of activations. auto: bfloat16 where device and kernels compute in it (TPUs, GPUs since A100, CPUs with
     AMX or AVX512-BF16 and oneDNN), float32 elsewhere. By default JAX computes float32 products at reduced precision on
     TPUs and GPUs."""
-    cpu_kernels: Literal["auto", "xla", "onednn"] = "auto"
-    """Kernels of convolution and batch norm on a CPU. auto: oneDNN's where they are installed, else XLA's."""
+    cpu_kernels: Literal["auto", "xla", "onednn", "plain"] = "auto"
+    """Kernels of convolution and batch norm on a CPU. auto: oneDNN's where they are installed, else XLA's. plain: XLA's
+    without our rewriting, which is slow."""
     sync_batch_norm: bool = True
     """Compute batch statistics over all devices, not over the share of each device."""
     steps_per_dispatch: int = 0
@@ -125,7 +126,7 @@ class Config:
     """Train a ResNet or a ResNeXt; configs/NAME.toml gives a recipe's values and flags override them."""
 
     arch: str = "resnet18"
-    """Architecture; its recipe is configs/ARCH.toml, or default.toml where there is none."""
+    """Architecture. Its recipe is configs/ARCH.toml if that file exists, else default.toml."""
     config: str = ""
     """Another recipe: a name in configs/, or the path of a .toml file."""
     stem: Stem = "auto"

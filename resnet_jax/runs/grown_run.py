@@ -67,8 +67,9 @@ def grow_run(
         with damage(checkpoints.folder / str(step)):
             old, arch, info = from_dict(meta["config"]), arch_from_dict(meta["arch"]), info_of_meta(meta)
             history, sums, _ = progress_of(meta)
+            dtype = meta["dtype"]
         config = new_config(old, out, old.epochs if epochs is None else epochs, history, sums)
-        like = shapes(config, arch, info, meta["dtype"])
+        like = shapes(config, arch, info, dtype)
         try:  # before anything large is read
             position = check_place(arch, {"params": like.params}, stage, position, blocks)
         except ConfigError as error:  # its message begins with the name of the flag, such as stage

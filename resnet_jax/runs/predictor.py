@@ -46,11 +46,12 @@ class Predictor:
         config: Config | None = None,
     ):
         self.model, self.variables, self.preprocess, self.step = model, variables, preprocess, step
-        self.arch, self.config = arch, config
+        self.arch: Any = arch
+        self.config: Any = config
         self.class_names = info.class_names
         self.image_shape = info.image_shape
 
-    def probabilities(self, images: jax.Array) -> jax.Array:
+    def probabilities(self, images: Any) -> jax.Array:
         """The function behind the call, for jax to trace: images (N, H, W, C), uint8, or floating in [0, 1]."""
         return _probabilities(self.model, self.preprocess, self.variables, images)
 
@@ -100,9 +101,9 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
             raise CheckpointError(f"{run_dir}: a Trainer made this run; pass its model too: load(run_dir, model)")
         with damage(checkpoints.folder / str(step)):
             parts = _of_trainer(meta, model) if own else _of_config(meta)
-            model, info, preprocess, arch, config = parts
-        variables = checkpoints.restore_variables(step, variable_shapes(model, info.image_shape[-1]))
-    return Predictor(model, jax.device_put(variables), info, preprocess, step, arch, config)
+            network, info, preprocess, arch, config = parts
+        variables = checkpoints.restore_variables(step, variable_shapes(network, info.image_shape[-1]))
+    return Predictor(network, jax.device_put(variables), info, preprocess, step, arch, config)
 
 
 def _of_config(meta: dict[str, Any]) -> tuple[Any, ...]:

@@ -66,7 +66,7 @@ def old_run_dir(config: Config) -> Path:
             raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
     else:
         pattern = f"{config.arch}-{data_name(config.data)}-*/{CONFIG_FILE}"
-      
+
         path = max(RUNS.glob(pattern), default=RUNS).parent
         if path == RUNS.parent:
             raise ConfigError(f"--resume: there is no run {RUNS / pattern}; leave --resume out to start one")
@@ -148,7 +148,9 @@ def check_same_run(run_dir: Path, config: Config) -> None:
 
 def _flat(config: Config) -> dict[str, object]:
     values = dataclasses.asdict(config)
-    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))  # without spaces
+    values["model"]["grow"] = ",".join(
+        f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow)
+    )  # without spaces
     parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}
 

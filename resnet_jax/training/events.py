@@ -44,7 +44,7 @@ def call(callback: Any, event: str, loop: Any) -> None:
 
 @contextlib.contextmanager
 def started(callbacks: Sequence[Any], loop: Any) -> Iterator[None]:
-    """on_fit_start of every callback, and at the end on_fit_end of those that have started."""
+    """Call on_fit_start of every callback, and at the end on_fit_end of those whose on_fit_start was called."""
     with contextlib.ExitStack() as stack:
         for callback in callbacks:
             stack.callback(call, callback, "on_fit_end", loop)

@@ -44,9 +44,10 @@ class Loop:
     @property
     def state(self) -> TrainState:
         """The state on the devices. Before the first step it is initialised when it is first read."""
-        if self._state is None:
-            self._state = replicate(self.program.initial_state(), self.devices)
-        return self._state
+        state = self._state
+        if state is None:
+            state = self._state = replicate(self.program.initial_state(), self.devices)
+        return state
 
     @state.setter
     def state(self, state: TrainState) -> None:
@@ -168,4 +169,3 @@ def evaluated(program: Program, variables: Any, data: Dataset, batch_size: int, 
         sums.push(program.eval_step(variables, data, shard(rows, devices)))
     sums.settle()
     return sums
-

@@ -51,7 +51,8 @@ def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:
         check_covered(found, paths)
         return traverse_util.unflatten_dict(found, sep="/")
 
-    return optax.multi_transform(dict(optimizers), labels)
+    transforms: dict[Any, Optimizer] = dict(optimizers)
+    return optax.multi_transform(transforms, labels)
 
 
 def check_covered(found: Mapping[str, str | None], paths: Sequence[str]) -> None:
@@ -68,5 +69,7 @@ def check_optimizer(optimizer: Any) -> Optimizer:
     if isinstance(optimizer, Mapping):
         return by_path({path: check_optimizer(part) for path, part in optimizer.items()})
     if isinstance(optimizer, type) or not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise ConfigError(f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, such as optax.adamw(1e-3)")
+        raise ConfigError(
+            f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, such as optax.adamw(1e-3)"
+        )
     return optimizer

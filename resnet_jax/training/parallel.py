@@ -6,6 +6,7 @@ pmap or jax.shard_map by loops of users.
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.ops.varying import axes_of, vary_over
 
 AXIS = "batch"
 PyTree = Any
@@ -54,9 +56,7 @@ def on_devices(
     function: Callable, devices: Sequence[Device], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()
 ) -> Callable:
     """pmap of a function over the devices. Its outputs are the same on every device and have no device axis."""
-    return jax.pmap(
-        function, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate
-    )
+    return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,13 +85,7 @@ class Group:
 
         shard_map sums the gradient of unmarked parameters over devices by itself; the step would then sum it again.
         """
-        return jax.tree.map(self._vary, tree) if self.tracked else tree
-
-    def _vary(self, leaf: jax.Array) -> jax.Array:
-        missing = tuple(axis for axis in self.axes if axis not in varying(leaf))
-        if not missing:
-            return leaf
-        return lax.pcast(leaf, missing, to="varying") if hasattr(lax, "pcast") else lax.pvary(leaf, missing)
+        return jax.tree.map(partial(vary_over, frozenset(self.axes)), tree) if self.tracked else tree
 
     def reduce(self, operation: Callable, tree: PyTree) -> PyTree:
         """The operation (lax.psum, lax.pmean) of every leaf over the devices.
@@ -100,13 +94,8 @@ class Group:
         are equal on all devices stay as they are.
         """
         if self.tracked:
-            return jax.tree.map(lambda leaf: operation(leaf, self.axes) if varying(leaf) else leaf, tree)
+            return jax.tree.map(lambda leaf: operation(leaf, self.axes) if axes_of(leaf) else leaf, tree)
         return tree if self.size == 1 else operation(tree, self.axes)
-
-
-def varying(x: jax.Array) -> frozenset[str]:
-    """The axes over which shard_map knows that x differs between devices; empty elsewhere."""
-    return frozenset(getattr(jax.typeof(x), "vma", ()))
 
 
 def group_of(batch: PyTree, axis_name: str | Axes | None = None) -> Group:
@@ -115,7 +104,7 @@ def group_of(batch: PyTree, axis_name: str | Axes | None = None) -> Group:
     Without axis_name the axes are those of the enclosing pmap or shard_map. jax before 0.8 does not tell the name of
     pmap's axis: there it must be "batch", or given here.
     """
-    marked = frozenset().union(*(varying(leaf) for leaf in jax.tree.leaves(batch)))
+    marked = axes_of(*jax.tree.leaves(batch))
     if axis_name is not None:
         return Group((axis_name,) if isinstance(axis_name, str) else tuple(axis_name), bool(marked))
     axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)

@@ -8,7 +8,7 @@ from types import FrameType
 
 
 def can_handle(signum: int) -> bool:
-    """Whether a handler may be set: in the main thread, for a signal that is not ignored (nohup) or handled by C code."""
+    """Whether a handler can be set: in the main thread, for a signal that is not ignored (nohup) or handled in C."""
     main = threading.current_thread() is threading.main_thread()
     return main and signal.getsignal(signum) not in (signal.SIG_IGN, None)
 

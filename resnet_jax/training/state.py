@@ -90,8 +90,8 @@ def create_state(
     freeze: paths of parts that keep their weights, such as "stem" or "stage1/block1"; their batch norms run as in
     evaluation. ConfigError for a path that names no part, or an optimizer that does not fit.
     """
-    shapes = jax.eval_shape(lambda: initialise(model, image_shape, seed))
-    check_frozen(freeze, shapes[PARAMS])
+    if freeze:
+        check_frozen(freeze, jax.eval_shape(lambda: initialise(model, image_shape, seed))[PARAMS])
 
     def init(given: Variables) -> TrainState:
         new = initialise(model, image_shape, seed)
@@ -104,6 +104,8 @@ def create_state(
 
     try:
         return jax.jit(init)(variables or {})
+    except ConfigError:
+        raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"optimizer: it does not fit the model's parameters ({one_line(error)})") from error
 
@@ -121,4 +123,3 @@ def check_frozen(freeze: Sequence[str], params: PyTree) -> None:
         raise ConfigError(f"freeze {unknown[0]!r} names no part of the model; its parts are {listed(params)}")
     if freeze and all(is_frozen(path, freeze) for path in paths):
         raise ConfigError(f"freeze {', '.join(freeze)}: nothing is left to train; leave a part out")
-

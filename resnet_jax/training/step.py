@@ -21,7 +21,7 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
 from resnet_jax.training.losses import Loss, hits, losses_of
 from resnet_jax.training.parallel import Device, Group, group_of, on_devices
-from resnet_jax.training.state import PARAMS, STATISTICS, TrainState, is_frozen, merged, trained, variables_of
+from resnet_jax.training.state import STATISTICS, TrainState, is_frozen, merged, trained, variables_of
 
 
 class Dataset(NamedTuple):
@@ -126,7 +126,7 @@ def mean_over_devices(tree: Any, axes: Any) -> Any:
 
 
 def apply_training(state: TrainState, variables: Any, images: jax.Array, rngs: Any) -> tuple[jax.Array, dict[str, Any]]:
-    """The logits in training mode, and every collection that the model has changed. Frozen parts run as in evaluation."""
+    """The logits in training mode, and the collections that the model changes. Frozen parts run as in evaluation."""
     mutable = [STATISTICS, *state.others]
     with nn.intercept_methods(frozen_in_evaluation_mode(state.frozen)):
         logits, changed = state.model.apply(variables, images, train=True, mutable=mutable, rngs=rngs)
@@ -137,15 +137,14 @@ def frozen_in_evaluation_mode(frozen: Sequence[str]) -> Callable:
     """An interceptor that calls the frozen parts of a model with train=False."""
 
     def intercept(call, args, kwargs, context):
-        if not frozen or not is_frozen("/".join(context.module.path), frozen):
+        if context.method_name != "__call__" or not is_frozen("/".join(context.module.path), frozen):
             return call(*args, **kwargs)
         if getattr(context.module, "use_running_average", None) is False:  # a norm that was built for training
             object.__setattr__(context.module, "use_running_average", True)
-        bound = inspect.signature(context.orig_method).bind(context.module, *args, **kwargs)
-        _, *parameters = bound.signature.parameters
-        if context.method_name == "__call__" and "train" in parameters:
+        bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+        if "train" in bound.signature.parameters:
             bound.arguments["train"] = False
-        return call(*bound.args[1:], **bound.kwargs)
+        return call(*bound.args, **bound.kwargs)
 
     return intercept
 

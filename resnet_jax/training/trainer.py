@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import optax
 from flax import linen as nn
 from jax import numpy as jnp
 
@@ -22,6 +21,8 @@ from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_
 from resnet_jax.training.program import Program
 from resnet_jax.training.state import TrainState, Variables
 from resnet_jax.training.step import Dataset
+
+CHAPTERS_SGD = sgd(0.01)  # the optimizer of the residual-networks chapter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Trainer:
 
     max_epochs: int = 10
     batch_size: int = 128
-    optimizer: Optimizer | Mapping[str, Optimizer] = sgd(0.01)
+    optimizer: Optimizer | Mapping[str, Optimizer] = CHAPTERS_SGD
     loss: Loss = cross_entropy
     augment: Sequence[Augmentation] = ()
     callbacks: Sequence[Any] = ()
@@ -109,6 +110,7 @@ class Trainer:
             model = model.clone(axis_name=AXIS)
         program = self.make_program(model, data.image_shape, devices, variables)
         check_model(model, program.input_shape, data.num_classes)
+        jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
         return Loop(
             program=program,
             data=data,
@@ -140,7 +142,7 @@ class Trainer:
     @property
     def preprocess(self) -> Preprocess:
         """What happens to images before the model."""
-        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
         return Preprocess(size if any(size) else None, self.normalize, tuple(self.augment))
 
     def displays(self) -> list[Any]:
@@ -179,9 +181,7 @@ def check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int
         raise ConfigError(f"model: {type(model).__name__} is no flax.linen module{hint}")
     images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     try:
-        output, variables = jax.eval_shape(
-            lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
-        )
+        output, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
     except TypeError as error:
         if "train" not in str(error):
             raise

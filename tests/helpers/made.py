@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import pytest
 from resnet_jax.data import DATASETS, Arrays, DatasetSpec, Splits
 from resnet_jax.data.specs import digests_of
 from resnet_jax.models import ARCHS, Arch
-from resnet_jax.runs import Config, DataConfig, OptimConfig, RunConfig
+from resnet_jax.runs import Config, DataConfig, OptimConfig, RunConfig, Stopped, fit
 from resnet_jax.runs.checkpoint import Checkpoints
 
 NUM_TRAIN, NUM_TEST, BATCH = 52, 37, 16
@@ -104,6 +106,26 @@ def final(run_dir: Path) -> tuple[Any, ...]:
         assert step is not None
         meta = checkpoints.restore_meta(step)
     return step, meta["epoch"], meta["digests"], meta["sums"], without_timings(meta["history"])
+
+
+class SignalAt:
+    """A callback that sends this process a SIGTERM at the end of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, loop: Any) -> None:
+        if loop.step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)  # the handler runs before the next line
+
+
+def fit_stopped_at(step: int, config: Config) -> int:
+    """fit, with a SIGTERM that comes while it makes that step; the step at which it stops."""
+    with pytest.raises(Stopped) as stopped:
+        fit(config, callbacks=[SignalAt(step)])
+    assert stopped.value.signum == signal.SIGTERM
+    assert "--resume --run-dir" in str(stopped.value)
+    return final(Path(config.run.run_dir))[0]
 
 
 def kept(run_dir: Path) -> list[int]:

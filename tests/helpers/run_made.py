@@ -9,20 +9,20 @@ import time
 import made
 
 from resnet_jax.cli import main
-from resnet_jax.training.loop import Saver
+from resnet_jax.training.callbacks import StopSignals
 
 STEP = int(sys.argv[1])
 
 
-def wait_inside_epoch(self, state, progress, inside_epoch=Saver.inside_epoch):
-    if int(state.step) == STEP:
+def wait_inside_epoch(self, loop, on_step_end=StopSignals.on_step_end):
+    if loop.step == STEP:
         print("waiting", flush=True)
-        while self.signals.received is None:
+        while self.received is None:
             time.sleep(0.01)
-    inside_epoch(self, state, progress)
+    on_step_end(self, loop)
 
 
 if __name__ == "__main__":
     made.install()
-    setattr(Saver, "inside_epoch", wait_inside_epoch)  # noqa: B010  (pyright: a method is no variable)
+    setattr(StopSignals, "on_step_end", wait_inside_epoch)  # noqa: B010  (pyright: a method is no variable)
     sys.exit(main(sys.argv[2:]))

@@ -340,7 +340,9 @@ def test_the_same_function_of_1000_real_images(name):
     from resnet_jax.data import load
 
     width = 0.25 if "resnext" in name else 0.125
-    x = load("fashion_mnist", log=print).test.images[:1000].astype(np.float32) / 255
+    test = load("fashion_mnist", log=print).test
+    assert test is not None
+    x = test.images[:1000].astype(np.float32) / 255
     options = {"width": width, "stem": "small"}
     held = flax_side.variables(create_model(name, **options), (1, 28, 28, 1))
     stage = len(get_arch(name).stages)

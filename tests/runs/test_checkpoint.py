@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from made import kept, tensorstore_gives_up
 
 from resnet_jax.errors import CheckpointError
-from resnet_jax.training.checkpoint import Checkpoints, digests
+from resnet_jax.runs.checkpoint import Checkpoints, digests
 from resnet_jax.training.state import TrainState
 
 
@@ -21,7 +21,9 @@ def make_state(step: int = 3, width: int = 5, dtype: Any = np.float32) -> TrainS
     rng = np.random.default_rng(step)
     params = {"conv": {"kernel": rng.random((3, 3, 2, width)).astype(dtype), "bias": rng.random(width).astype(dtype)}}
     stats = {"bn": {"mean": rng.random(width).astype(np.float32), "var": rng.random(width).astype(np.float32)}}
-    return TrainState(np.int32(step), params, stats, ((), (jax.tree.map(np.negative, params), np.int32(step))))
+    opt_state = ((), (jax.tree.map(np.negative, params), np.int32(step)))
+    unused: Any = None  # a checkpoint holds neither model nor optimizer
+    return TrainState(np.int32(step), params, stats, opt_state, {}, np.uint32(0), unused, unused)
 
 
 def assert_same(mine: TrainState, theirs: TrainState) -> None:
@@ -68,7 +70,7 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(state, meta, 0.5)
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert_same(checkpoints.restore(3, make_state(0)), state)
+        assert_same(checkpoints.restore(3, make_state(0), 0), state)
         variables = {"params": state.params, "batch_stats": state.batch_stats}
         restored = checkpoints.restore_variables(3, jax.eval_shape(lambda: jax.tree.map(jnp.asarray, variables)))
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), restored, variables)
@@ -89,7 +91,7 @@ def test_a_checkpoint_of_another_network(tmp_path, other):
     """Another shape, or another dtype, which Orbax would cast to without a word."""
     save(tmp_path, (3, 0.5))
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="of another network") as caught:
-        checkpoints.restore(3, other)
+        checkpoints.restore(3, other, 0)
     assert "\n" not in str(caught.value)
 
 
@@ -100,7 +102,7 @@ def test_a_checkpoint_with_more_or_fewer_parts(tmp_path):
     fewer = state.replace(params={"conv": {"bias": state.params["conv"]["bias"]}})
     for other in (more, fewer):
         with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="of another network"):
-            checkpoints.restore(3, other)
+            checkpoints.restore(3, other, 0)
 
 
 def files_of(run_dir: Path) -> list[Path]:
@@ -112,7 +114,7 @@ def restore_or_refuse(run_dir: Path) -> str:
     line = ""
     try:
         with Checkpoints(run_dir, read_only=True) as checkpoints:
-            assert_same(checkpoints.restore(3, make_state(0)), make_state(3))
+            assert_same(checkpoints.restore(3, make_state(0), 0), make_state(3))
     except CheckpointError as error:
         line = str(error)
     assert "\n" not in line
@@ -149,7 +151,7 @@ def test_a_flipped_bit_of_an_array_is_named(tmp_path):
     values["digests"]["params"] = digests(flipped.params)
     meta.write_text(json.dumps(values))
     with Checkpoints(tmp_path, read_only=True) as checkpoints, pytest.raises(CheckpointError) as caught:
-        checkpoints.restore(3, make_state(0))
+        checkpoints.restore(3, make_state(0), 0)
     assert "params['conv']['bias'] is not what was saved" in str(caught.value)
     assert "the run has no other one" in str(caught.value)
 
@@ -159,7 +161,7 @@ def test_a_missing_item(tmp_path, item):
     save(tmp_path, (3, 0.5))
     shutil.rmtree(tmp_path / "checkpoints" / "3" / item)
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match="3: the checkpoint is") as caught:
-        checkpoints.restore(3, make_state(0))
+        checkpoints.restore(3, make_state(0), 0)
     assert "\n" not in str(caught.value)
 
 

@@ -14,13 +14,13 @@ from made import BATCH, STEPS, compilations, final, kept, make_config, make_spli
 import resnet_jax
 from resnet_jax import create_model, fit
 from resnet_jax.errors import CheckpointError, ConfigError, TrainingError
-from resnet_jax.training import Result, rundir
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.runs import RunResult, rundir
+from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.training.metrics import Sums
 
 
 @pytest.fixture(scope="module")
-def one(data_dir, cache_dir, tmp_path_factory) -> Result:
+def one(data_dir, cache_dir, tmp_path_factory) -> RunResult:
     """Two epochs on one device."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache_dir))
@@ -166,8 +166,7 @@ def test_a_run_that_diverges_inside_an_epoch(data_dir, tmp_path):
 def test_checkpoints_inside_an_epoch_change_nothing(one, data_dir, tmp_path):
     fit(make_config(data_dir, tmp_path / "run", devices=1, checkpoint_minutes=1e-9))
     assert final(tmp_path / "run") == final(one.run_dir)
-    best = max(one.history, key=lambda row: (row["test_accuracy"], row["epoch"]))
-    assert set(kept(tmp_path / "run")) == {best["step"], 2 * STEPS}
+    assert kept(tmp_path / "run") == [2 * STEPS]  # without a validation part the latest alone
 
 
 def test_two_processes_do_not_share_a_folder(data_dir, tmp_path):
@@ -214,7 +213,7 @@ def test_a_run_does_not_become_another(one, data_dir, changes, message):
 def test_a_folder_whose_config_cannot_be_read(data_dir, tmp_path, content):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.json: not a run's config that can be read") as caught:
+    with pytest.raises(CheckpointError, match=r"config\.json: it does not hold a valid config") as caught:
         fit(make_config(data_dir, tmp_path / "run", resume=True))
     assert "\n" not in str(caught.value)
 

@@ -15,8 +15,18 @@ import numpy as np
 import optax
 import pytest
 from jax import numpy as jnp
-from made import NETS, STEPS, final, make_config, make_splits, read_rows, without_timings
-from test_resume import fit_stopped_at
+from made import (
+    BATCH,
+    NETS,
+    NUM_TRAIN,
+    STEPS,
+    final,
+    fit_stopped_at,
+    make_config,
+    make_splits,
+    read_rows,
+    without_timings,
+)
 
 from resnet_jax import cli, create_model, fit, load
 from resnet_jax.data.augment import Preprocess
@@ -24,15 +34,19 @@ from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.interop import Weights, save_weights
 from resnet_jax.models import arch_from_dict
 from resnet_jax.models.growth import moved
-from resnet_jax.training import OptimConfig, grow_run, loop
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.runs import OptimConfig, grow_run
+from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.rundir import check_same_run, read_config
+from resnet_jax.training import loop
 from resnet_jax.training.growth import grow_state
-from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.rundir import check_same_run, read_config
-from resnet_jax.training.state import TrainState
-from resnet_jax.training.step import Dataset, make_train_steps, replicate, shard
+from resnet_jax.training.parallel import replicate, shard
+from resnet_jax.training.state import TrainState, create_state
+from resnet_jax.training.step import Dataset, make_train_steps
 
 GROW = "2:2,3:1"
+VALIDATION = 12
+FEWER = (NUM_TRAIN - VALIDATION) // BATCH  # steps of an epoch with a validation part
 CONSTANT = {"warmup_epochs": 0.0, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
 
 
@@ -74,7 +88,7 @@ def initial(arch):
     return jax.device_get(jax.jit(create_model(arch, 4).init)(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
 
 
-def used_state(arch, optimizer):
+def used_state(arch, optimizer, seed=0):
     """A state after two updates of noise."""
     held, rng = initial(arch), np.random.default_rng(0)
     opt_state = optimizer.init(held["params"])
@@ -82,7 +96,8 @@ def used_state(arch, optimizer):
         grads = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), held["params"])
         _, opt_state = optimizer.update(grads, opt_state, held["params"])
     stats = jax.tree.map(lambda leaf: leaf * np.float32(1.5) + np.float32(0.1), held["batch_stats"])
-    return TrainState(np.int32(2), held["params"], stats, jax.device_get(opt_state))
+    opt_state, model = jax.device_get(opt_state), create_model(arch, 4)
+    return TrainState(np.int32(2), held["params"], stats, opt_state, {}, np.uint32(seed), model, optimizer)
 
 
 def named(tree):
@@ -95,8 +110,8 @@ def named(tree):
 def test_old_weights_keep_what_the_optimizer_knows(name):
     """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
     arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]
-    state = used_state(arch, optimizer)
-    deeper, grown = grow_state(arch, state, optimizer, 7, stage=2, position=3, blocks=2)
+    state = used_state(arch, optimizer, seed=7)
+    deeper, grown = grow_state(arch, state, stage=2, position=3, blocks=2)
     assert deeper.stages == ((1, 64), (5, 16))
     assert grown.step == 2
     fresh = optimizer.init(grown.params)
@@ -121,9 +136,9 @@ def test_an_optimizer_whose_state_cannot_be_carried_over(name):
     inner = optax.sgd(0.1, momentum=0.9)
     renamed = optax.GradientTransformation(lambda params: {"x": inner.init(params)}, inner.update)
     optimizer = {"flat": optax.flatten(inner), "renamed": renamed}[name]
-    state = used_state(NETS[0], inner if name == "renamed" else optimizer)
+    state = used_state(NETS[0], inner if name == "renamed" else optimizer).replace(optimizer=optimizer)
     with pytest.raises(ConfigError, match="state cannot be carried over to the grown network: ") as error:
-        grow_state(NETS[0], state, optimizer, 0, stage=1)
+        grow_state(NETS[0], state, stage=1)
     assert "\n" not in str(error.value)
 
 
@@ -132,15 +147,15 @@ def test_the_first_step_changes_old_weights_as_it_would_have():
     optim = OptimConfig(0.05, "cosine", 0.5, momentum=0.9, nesterov=True, weight_decay=1e-2)
     optimizer, devices = make_optimizer(optim, make_schedule(optim, 3, STEPS)), jax.local_devices()[:2]
     state, splits = used_state(NETS[0], optimizer), make_splits()
-    arch, grown = grow_state(NETS[0], state, optimizer, 0, stage=1)
+    arch, grown = grow_state(NETS[0], state, stage=1)
     before = jax.tree.map(np.copy, named(grown.params))  # a step uses its state up
     rows = shard(np.arange(16, dtype=np.int32).reshape(2, 1, 8), devices)
     data = replicate(Dataset(splits.train.images, splits.train.labels), devices)
 
     def stepped(arch, state):
         model = create_model(arch, 4, axis_name="batch")
-        steps = make_train_steps(model, optimizer, Preprocess(8), 0, devices)
-        return jax.device_get(steps(1)(replicate(state, devices), data, rows, np.int32(0)))
+        steps, state = make_train_steps(Preprocess((8, 8)), devices), replicate(state.replace(model=model), devices)
+        return jax.device_get(steps(1)(state, data, rows, np.int32(0)))
 
     (without, metrics), (end, grown_metrics) = stepped(NETS[0], state), stepped(arch, grown)
     np.testing.assert_allclose(grown_metrics.loss, metrics.loss, rtol=1e-6)
@@ -170,11 +185,11 @@ def test_where_nothing_is_learnt_growth_changes_nothing(data_dir, tmp_path, caps
     for a, b in zip(plain, grown, strict=True):
         assert (a["train_accuracy"], a["test_accuracy"]) == (b["train_accuracy"], b["test_accuracy"])
         np.testing.assert_allclose([b["train_loss"], b["test_loss"]], [a["train_loss"], a["test_loss"]], rtol=1e-6)
-    said = [line for line in capsys.readouterr().out.splitlines() if "begins with" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "starts with" in line]
     block = {64: 2 * (9 * 64 * 64 + 64 + 128), 16: 2 * (9 * 16 * 16 + 16 + 32)}  # of the seed's, by channels
     assert [line.rsplit(", ", 1)[0] for line in said] == [
-        "epoch 2 begins with block 2 of stage 2, a new one: tiny-1-2",
-        "epoch 2 begins with block 2 of stage 1, a new one: tiny-2-2",
+        "epoch 2 starts with a new block 2 in stage 2: tiny-1-2",
+        "epoch 2 starts with a new block 2 in stage 1: tiny-2-2",
     ]
     counts = [int(line.split()[-2].replace(",", "")) for line in said]
     assert counts[1] - counts[0] == block[64]
@@ -191,11 +206,11 @@ def whole(data_dir, cache_dir, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("step", [2, STEPS, STEPS + 1, 2 * STEPS, 2 * STEPS + 2])
-def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, monkeypatch, step):
-    """Stopped before it, at the end of the epoch before it, inside the epoch that began with it; and after two."""
+@pytest.mark.parametrize("step", [STEPS, STEPS + 1, 2 * STEPS + 2])
+def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, step):
+    """Stopped at the end of the epoch before it, inside the epoch that began with it; and after two."""
     config = make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW, stochastic_depth=0.5)
-    assert fit_stopped_at(monkeypatch, step, config) == step
+    assert fit_stopped_at(step, config) == step
     assert arch_of(tmp_path / "run").name == ("tiny", "tiny-1-2", "tiny-2-2")[(step - 1) // STEPS]
     result = fit(made.change(config, resume=True))
     assert final(tmp_path / "run") == final(whole)
@@ -210,12 +225,10 @@ def test_two_blocks_in_one_epoch_and_all_options(data_dir, tmp_path):
     assert arch_of(tmp_path / "run").name == "tiny-1-3"
     assert np.isfinite(result.history[-1]["train_loss"])
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
-        state = loop.initial_state(
-            made.change(make_config(data_dir, tmp_path / "run"), **options),
-            create_model(arch_of(tmp_path / "run"), 4, width=0.5, squeeze_excitation=True),
-            make_optimizer(OptimConfig(momentum=0.9, weight_decay=1e-3), optax.constant_schedule(0.1)),
-        )
-        params = checkpoints.restore(2 * STEPS, jax.eval_shape(state)).params
+        model = create_model(arch_of(tmp_path / "run"), 4, width=0.5, squeeze_excitation=True)
+        optimizer = make_optimizer(OptimConfig(momentum=0.9, weight_decay=1e-3), optax.constant_schedule(0.1))
+        like = jax.eval_shape(lambda: create_state(model, optimizer, (8, 8, 1)))
+        params = checkpoints.restore(2 * STEPS, like, 0).params
     blocks = params["stage2"]
     assert all("se" in block for block in blocks.values())
     assert all(np.abs(blocks[f"block{i}"]["bn2"]["scale"]).max() > 1e-6 for i in (2, 3))  # they have learnt
@@ -243,26 +256,26 @@ def test_a_run_starts_from_the_weights_of_a_grown_network(data_dir, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "run").variables["params"], initial(arch)["params"])
 
 
-@pytest.mark.parametrize(("accuracies", "name"), [((3, 2, 1), "tiny"), ((1, 3, 2), "tiny-1-2")])
-def test_the_best_checkpoint_is_of_another_depth_than_the_latest(data_dir, tmp_path, monkeypatch, accuracies, name):
-    said = iter(accuracies)
+def test_the_best_checkpoint_is_of_another_depth_than_the_latest(data_dir, tmp_path, monkeypatch):
+    """The best by validation accuracy; the test accuracy is said to rise."""
+    said = {"validation": iter((1, 3, 2)), "test": iter((1, 2, 3))}
 
-    def evaluate(trainer, state, evaluate=loop.evaluate):
-        return dataclasses.replace(evaluate(trainer, state), correct=next(said))
+    def evaluate(fit_, name, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(fit_, name), correct=next(said[name]))
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    fit(make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW))
+    fit(make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW, validation=VALIDATION))
     predictor = load(tmp_path / "run")
-    assert (predictor.arch.name, arch_of(tmp_path / "run").name) == (name, "tiny-2-2")
+    assert (predictor.arch.name, arch_of(tmp_path / "run").name) == ("tiny-1-2", "tiny-2-2")
     images = (make_splits().test.images.astype(np.float32) / 255 - 0.5) / 0.25
     logits = np.asarray(create_model(predictor.arch, 4).apply(predictor.variables, images), np.float64)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(predictor(make_splits().test.images), expected, atol=1e-5)
 
 
-def test_another_growth_is_another_run(data_dir, tmp_path, monkeypatch):
+def test_another_growth_is_another_run(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", epochs=3, grow="2:2,3:1")
-    fit_stopped_at(monkeypatch, 1, config)
+    fit_stopped_at(1, config)
     for grow, shown in (("", "''"), ("2:1", "2:1"), ("3:1,3:2", "3:1,3:2")):
         with pytest.raises(ConfigError, match=f"has --grow 2:2,3:1, not {shown}; leave --grow out"):
             fit(made.change(config, resume=True, grow=grow))
@@ -293,14 +306,14 @@ def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp
     assert final(tmp_path / "grown") == final(tmp_path / "other")
 
 
-def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
+def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path):
     """What the epoch had summed up goes on; what is left of --grow too. It cannot be left half done."""
     config = make_config(data_dir, tmp_path / "run", epochs=2, grow="2:1")
-    fit_stopped_at(monkeypatch, 2, config)
+    fit_stopped_at(2, config)
     grown = grow_run(tmp_path / "run", tmp_path / "new" / "grown", stage=2, position=2)
     assert (grown.step, grown.epochs) == (2, 0)
     other = made.change(config, run_dir=str(tmp_path / "other"), grow="")
-    fit_stopped_at(monkeypatch, STEPS + 1, other)
+    fit_stopped_at(STEPS + 1, other)
     with pytest.raises(ConfigError, match="--epochs 1: the run has begun epoch 2; give at least 2"):
         grow_run(tmp_path / "other", tmp_path / "no", stage=2, epochs=1)
     before = final(tmp_path / "other")
@@ -312,19 +325,21 @@ def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path, monkeypatch):
     assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
 
 
-def test_which_checkpoint_of_a_grown_run_is_the_best(short, data_dir, tmp_path, monkeypatch):
-    """The one that it began with keeps its accuracy; one from inside an epoch has none."""
-    config = make_config(data_dir, tmp_path / "run", epochs=2)
-    fit_stopped_at(monkeypatch, STEPS + 1, config)
-    grow_run(short, tmp_path / "ended", stage=2, epochs=2)
-    grow_run(tmp_path / "run", tmp_path / "inside", stage=2)
+def test_which_checkpoint_of_a_grown_run_is_the_best(data_dir, tmp_path, monkeypatch):
+    """The one that it began with keeps its validation accuracy; one from inside an epoch has none."""
+    correct = 1
 
-    def evaluate(trainer, state, evaluate=loop.evaluate):
-        return dataclasses.replace(evaluate(trainer, state), correct=0)
+    def evaluate(fit_, name, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(fit_, name), correct=correct)
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    assert read_rows(short)[0]["test_accuracy"] > 0
-    for name, best in (("ended", STEPS), ("inside", 2 * STEPS)):
+    config = make_config(data_dir, tmp_path / "run", epochs=2, validation=VALIDATION)
+    fit(made.change(config, run_dir=str(tmp_path / "short"), epochs=1))
+    fit_stopped_at(FEWER + 1, config)
+    grow_run(tmp_path / "short", tmp_path / "ended", stage=2, epochs=2)
+    grow_run(tmp_path / "run", tmp_path / "inside", stage=2)
+    correct = 0
+    for name, best in (("ended", FEWER), ("inside", 2 * FEWER)):
         fit(made.change(config, run_dir=str(tmp_path / name), resume=True))
         assert load(tmp_path / name).step == best
 
@@ -339,7 +354,7 @@ BAD = [
     ({"stage": 2, "run_dir": "loop"}, ConfigError, "RUN_DIR loop: Too many levels of symbolic links"),
     ({"stage": 2, "epochs": 0}, ConfigError, "--epochs 0: the run has begun epoch 1; give at least 1"),
     ({"stage": 2, "out": "full"}, ConfigError, "--out full exists; give another folder"),
-    ({"stage": 2, "out": "full/file/run"}, ConfigError, "full/file is not a folder that can be written to"),
+    ({"stage": 2, "out": "full/file/run"}, ConfigError, "full/file is not a writable folder"),
     ({"stage": 2, "out": "x" * 300}, ConfigError, "File name too long"),
     ({"stage": 2, "out": "link/deeper"}, ConfigError, "--out link/deeper is inside"),
     ({"stage": 2, "run_dir": "full"}, CheckpointError, "full: no run is kept there"),

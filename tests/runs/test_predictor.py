@@ -9,29 +9,33 @@ import made
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from made import STEPS, kept, make_config, make_splits
+from made import BATCH, NUM_TRAIN, kept, make_config, make_splits
 
 from resnet_jax import create_model, fit, load
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.training import loop, predictor
-from resnet_jax.training.checkpoint import Checkpoints
+from resnet_jax.runs import predictor
+from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.training import loop
 
 IMAGES = make_splits().test.images
+VALIDATION = 12
+STEPS = (NUM_TRAIN - VALIDATION) // BATCH
 
 
 @pytest.fixture(scope="module")
 def run_dir(data_dir, cache_dir, tmp_path_factory):
-    """A run whose first epoch was its best: the accuracy is said to fall."""
-    folder, accuracies = tmp_path_factory.mktemp("run") / "run", iter([3, 2, 1])
+    """A run whose first epoch was its best: the validation accuracy is said to fall, and that of the test to rise."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    accuracies = {"validation": iter([3, 2, 1]), "test": iter([1, 2, 3])}
 
-    def evaluate(trainer, state, evaluate=loop.evaluate):
-        return dataclasses.replace(evaluate(trainer, state), correct=next(accuracies))
+    def evaluate(fit_, name, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(fit_, name), correct=next(accuracies[name]))
 
     with pytest.MonkeyPatch.context() as patch:
         made.install(patch)
         patch.setenv("XDG_CACHE_HOME", str(cache_dir))
         patch.setattr(loop, "evaluate", evaluate)
-        fit(make_config(data_dir, folder, epochs=3, learning_rate=0.01))
+        fit(make_config(data_dir, folder, epochs=3, learning_rate=0.01, validation=VALIDATION))
     return folder
 
 
@@ -140,10 +144,11 @@ def test_what_only_training_needs_may_be_gone(run_dir, tmp_path, expected):
 def test_the_json_item_tells_what_the_run_was(run_dir, data_dir):
     with Checkpoints(run_dir, read_only=True) as checkpoints:
         meta = checkpoints.restore_meta(3 * STEPS)
-    assert (meta["step"], meta["epoch"], meta["seed"]) == (9, 3, 0)
+    assert (meta["step"], meta["epoch"], meta["seed"]) == (3 * STEPS, 3, 0)
     assert meta["arch"] == json.loads(json.dumps(dataclasses.asdict(made.NETS[0])))
-    config = make_config(data_dir, run_dir, epochs=3, learning_rate=0.01)
+    config = make_config(data_dir, run_dir, epochs=3, learning_rate=0.01, validation=VALIDATION)
     assert meta["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
     assert meta["config"] == json.loads((run_dir / "config.json").read_text())
     assert meta["versions"]["jax"] == jax.__version__
-    assert [row["test_accuracy"] for row in meta["history"]] == [3 / 37, 2 / 37, 1 / 37]
+    assert [row["validation_accuracy"] for row in meta["history"]] == [3 / 12, 2 / 12, 1 / 12]
+    assert [row["test_accuracy"] for row in meta["history"]] == [1 / 37, 2 / 37, 3 / 37]

@@ -14,10 +14,11 @@ from resnet_jax import create_model, fit, load
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import UserError
 from resnet_jax.interop import Weights, save_weights
-from resnet_jax.training.checkpoint import Checkpoints
-from resnet_jax.training.config import Config, ModelConfig, from_dict
-from resnet_jax.training.state import create_state
-from resnet_jax.training.step import Dataset, make_train_steps, replicate, shard
+from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.config import Config, ModelConfig, from_dict
+from resnet_jax.training.parallel import replicate, shard
+from resnet_jax.training.state import create_state, everything_but_head
+from resnet_jax.training.step import Dataset, make_train_steps
 
 WITHOUT_STATE = {"epochs": 1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "warmup_epochs": 0.0}
 
@@ -72,12 +73,12 @@ def test_a_frozen_step_is_logistic_regression():
     """On the features that the network has in evaluation; the optimizer knows the head alone."""
     model, held = create_model("tiny", 4, axis_name="batch"), variables()
     optimizer, splits, devices = optax.sgd(0.1, momentum=0.9), make_splits(), jax.local_devices()[:2]
-    state = create_state(model, optimizer, 0, (8, 8, 1), freeze=True)
+    state = create_state(model, optimizer, (8, 8, 1), freeze=everything_but_head(held["params"]))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 16 * 4 + 4
     state = replicate(state.replace(**held), devices)
     rows = np.arange(16, dtype=np.int32)
     data = replicate(Dataset(splits.train.images, splits.train.labels), devices)
-    steps = make_train_steps(model, optimizer, Preprocess(8), 0, devices, True)
+    steps = make_train_steps(Preprocess((8, 8)), devices)
     end, metrics = steps(1)(state, data, shard(rows.reshape(2, 1, 8), devices), np.int32(0))
 
     images, labels = splits.train.images[:16].astype(np.float32) / 255, splits.train.labels[:16]
