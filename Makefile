@@ -1,26 +1,29 @@
-# Every target does its own set-up and reuses what is there. `make` alone lists them.
+# Each target sets up what it needs, and keeps what is already there. `make` alone lists the targets.
 #
-#   make train ARGS="--epochs 1"     ARGS go to the command of the target (train.py, pytest)
-#   make PYTHON=python3.12 test      the interpreter to make .venv with (default: python3, else the newest on the PATH)
+#   make train ARGS="--epochs 1"     ARGS are passed on to the target's command (train.py or pytest)
+#   make PYTHON=python3.12 test      the interpreter for the environment (default: python3, else the newest on the PATH)
 #   make data DATA_DIR=/big/disk     the folder for the data sets (default: TFDS_DATA_DIR, else ~/tensorflow_datasets)
 
 PY := .venv/bin/python
 ARGS ?=
+# One test process per core, at most 8. A free worker takes over tests that wait for a busy one.
+PYTEST := -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 ifdef DATA_DIR
 export TFDS_DATA_DIR := $(DATA_DIR)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train data test test-real test-long check format accelerators clean native venv venv-test venv-dev
+.PHONY: help train data test test-oldest test-newest test-real test-long check lint types format accelerators clean native \
+	venv venv-test venv-dev
 
-help:  ## this list
+help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
 		printf '  make %-14s%s\n' "$$name" "$$text"; done
 
-# ARGS that name no recipe (--arch, --config) and no run to go on with (--resume) get resnet18's, the chapter's own.
-# Without ARGS: the same on an accelerator, else the quick one.
-train: data  ## train ResNet-18 on Fashion-MNIST (ARGS="--epochs 1": flags of train.py; --arch or --config names another recipe)
+# ARGS that name neither a recipe (--arch, --config) nor a run to continue (--resume) are added to the resnet18 recipe.
+# Without ARGS an accelerator trains resnet18, and a CPU the quick recipe.
+train: data  ## train ResNet-18 on Fashion-MNIST (ARGS="--epochs 1": flags of train.py; --arch or --config: another recipe)
 ifneq ($(strip $(ARGS)),)
 	$(PY) train.py $(if $(filter --arch --arch=% --config --config=% --resume,$(ARGS)),,--arch resnet18 )$(ARGS)
 else
@@ -30,8 +33,9 @@ else
 	fi; echo "$(PY) train.py $$*"; $(PY) train.py "$$@"
 endif
 
-# Exit code 3: the download cannot be reached. Prepared data needs no source, so what Debian's package gives may go after it.
-data: venv  ## prepare Fashion-MNIST (from the download, else from Debian's package)
+# Exit code 3 means that the download site cannot be reached. Prepared data does not depend on its source files, so the
+# files from Debian's package are deleted afterwards.
+data: venv  ## prepare Fashion-MNIST (downloaded, or from Debian's package)
 	@status=0; $(PY) -m resnet_jax.data || status=$$?; \
 	if [ $$status = 3 ]; then \
 		echo "trying Debian's package dataset-fashion-mnist"; \
@@ -39,25 +43,40 @@ data: venv  ## prepare Fashion-MNIST (from the download, else from Debian's pack
 		sh scripts/debian_dataset.sh "$$files" && $(PY) -m resnet_jax.data --source-dir "$$files"; status=$$?; \
 	fi; exit $$status
 
-test: venv-test  ## the tests (ARGS="-k name": flags of pytest)
-	$(PY) -m pytest $(ARGS)
+test: venv-test  ## run the tests (ARGS="-k name": flags of pytest; -n 0: in one process)
+	$(PY) $(PYTEST) $(ARGS)
 
-test-real: venv-test data  ## the tests that read the real Fashion-MNIST
+test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits (constraints-oldest.txt, Python 3.13)
+	@sh scripts/venv.sh -c constraints-oldest.txt -p 3.13 .venv-oldest test
+	@sh scripts/native.sh .venv-oldest constraints-oldest.txt
+	.venv-oldest/bin/python $(PYTEST) $(ARGS)
+
+test-newest:  ## run the tests on the newest versions in the registry, with the newest Python here
+	@sh scripts/venv.sh -c none -p newest .venv-newest test
+	@sh scripts/native.sh .venv-newest none
+	.venv-newest/bin/python $(PYTEST) $(ARGS)
+
+test-real: venv-test data  ## run the tests that read the real Fashion-MNIST
 	$(PY) -m pytest -m real_data $(ARGS)
 
-test-long: venv-test data  ## the tests that train for minutes
+test-long: venv-test data  ## run the tests that train for minutes
 	$(PY) -m pytest -m long $(ARGS)
 
-check: venv-dev  ## lint, format and types (ruff, pyright)
-	$(PY) -m ruff check
-	$(PY) -m ruff format --check
-	$(PY) -m pyright
+# A tool prints its own findings. The line before it says which check it belongs to.
+check: lint types  ## check the code without running it: lint, then types
 
-format: venv-dev  ## rewrite the code as `make check` wants it
+lint: venv-dev  ## find mistakes (ruff check) and code that is not in the standard layout (ruff format)
+	@echo 'ruff check: mistakes, unused names, the order of imports'; $(PY) -m ruff check
+	@echo 'ruff format: the layout of the code (make format corrects it)'; $(PY) -m ruff format --check
+
+types: venv-dev  ## check the types (pyright)
+	@echo 'pyright: types'; $(PY) -m pyright
+
+format: venv-dev  ## correct what ruff can: the layout, the order of imports, some mistakes
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
-accelerators:  ## compile the train step for 8 TPUs and 8 H100s, on a machine that has neither, and test the result
+accelerators:  ## compile the train step for 8 TPUs and 8 H100s (needs neither) and test the programs
 	@sh scripts/venv.sh .venv-accelerators accelerators
 	JAX_PLATFORMS=cpu .venv-accelerators/bin/python benchmarks/ahead_of_time.py --json build/ahead_of_time.json
 	JAX_PLATFORMS=cpu AHEAD_OF_TIME=build/ahead_of_time.json .venv-accelerators/bin/python -m pytest -m accelerators $(ARGS)
@@ -69,9 +88,9 @@ venv-test:
 venv-dev:
 	@sh scripts/venv.sh .venv here test dev && sh scripts/native.sh .venv
 
-native: venv  ## build the oneDNN kernels anew
+native: venv  ## build the oneDNN kernels again
 	@rm -f .venv/.native && sh scripts/native.sh .venv
 
-clean:  ## remove the environments and caches; runs/ and the data stay
-	rm -rf .venv .venv-accelerators .pytest_cache .ruff_cache .hypothesis build dist
+clean:  ## delete the environments and caches, but not runs/ and the data
+	rm -rf .venv .venv-accelerators .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

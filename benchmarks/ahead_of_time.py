@@ -1,11 +1,11 @@
-"""Compile the train step for 8 TPU v5e chips and 8 H100s that are not here, and read what their compilers made of it.
+"""Compile the train step for 8 TPU v5e chips and for 8 H100s without having them, and analyse the compiled programs.
 
     python benchmarks/ahead_of_time.py [tpu|gpu|all] [--arch NAME...] [--json FILE]
 
-prints a table and writes the same facts as JSON. It needs no accelerator, only the compilers of the extra
-`accelerators` (`make accelerators` installs them and runs this): libtpu, and the CUDA plugin without CUDA itself.
-What is compiled is the step that `fit` runs, for Fashion-MNIST resized to 96x96. Compiled, not run: no figure here is
-a time on a chip, and convolution algorithms are not tuned.
+prints a table and writes the same facts as JSON. It needs no accelerator. It needs the compilers of the extra
+`accelerators`: libtpu, and the CUDA plugin without CUDA itself. `make accelerators` installs them and runs this file.
+The program is the train step of `fit`, for Fashion-MNIST resized to 96x96. It is compiled but never run, so no figure
+here is a time on a chip. The convolution algorithms are not tuned.
 """
 
 import argparse
@@ -28,18 +28,19 @@ from jax.experimental import topologies
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.models import create_model
-from resnet_jax.training.config import OptimConfig
-from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import Device, create_state
-from resnet_jax.training.step import AXIS, Dataset, make_train_steps
+from resnet_jax.runs import OptimConfig
+from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.training.parallel import AXIS, Device
+from resnet_jax.training.state import create_state
+from resnet_jax.training.step import Dataset, make_train_steps
 
 ROOT = Path(__file__).resolve().parent.parent
 ARCHS = ("resnet18", "resnext18")
 IMAGE_SIZE, NUM_IMAGES, IMAGES_A_CHIP, NUM_CHIPS = 96, 60_000, 128, 8
 STEPS_AN_EPOCH = NUM_IMAGES // (IMAGES_A_CHIP * NUM_CHIPS)
-SCAN = 8  # steps of a call that scans
+SCAN = 8  # steps per call of the programs that scan
 
-# XLA's description of the chip; what the driver of a machine that has one says of it.
+# XLA's description of an H100, as the driver of a machine with one reports it.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
@@ -50,7 +51,7 @@ gpu_device_info {
 }
 platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 } device_description_str: "NVIDIA H100 80GB HBM3"
 """
-# What a process must be told before it imports jax. The backend stays the CPU: only the compilers are asked.
+# Set before the process imports jax. The backend stays the CPU; only the compilers of the chips are used.
 ENVIRONMENT = {
     "tpu": {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -58,13 +59,13 @@ ENVIRONMENT = {
         "TPU_WORKER_HOSTNAMES": "localhost",
         "XLA_FLAGS": "",
     },
-    "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # tuning runs candidates on the chip
+    "gpu": {"XLA_FLAGS": "--xla_gpu_autotune_level=0"},  # autotuning needs the chip
 }
-Facts = dict[str, Any]  # of one program, as JSON has them; see facts_of
+Facts = dict[str, Any]  # the facts of one program, as JSON values; see facts_of
 
 
 class Program(NamedTuple):
-    """One form of the train step. steps: in a call; sync: batch statistics over all chips."""
+    """One form of the train step. steps: train steps per call. sync: batch statistics over all chips."""
 
     arch: str
     dtype: str
@@ -73,16 +74,16 @@ class Program(NamedTuple):
 
 
 def programs(archs: tuple[str, ...]) -> list[Program]:
-    """What is compiled for each kind of chip."""
+    """Return the programs to compile for each kind of chip."""
     forms = [(dtype, steps, True) for dtype in ("float32", "bfloat16") for steps in (1, SCAN)]
     return [Program(arch, *form) for arch in archs for form in [*forms, ("bfloat16", 1, False)]]
 
 
-# --- Compiling, in a process for each kind of chip
+# --- Compilation, in one process per kind of chip and network
 
 
 def chips(platform: str) -> list[Device]:
-    """Eight chips of a kind that this machine does not have."""
+    """Return the descriptions of eight chips. The machine does not need to have them."""
     if platform == "tpu":
         return list(topologies.get_topology_desc("v5e:2x4", "tpu").devices)
     one_host = {"target_config": H100, "topology": "1x1x8"}  # partitions x hosts x chips
@@ -90,20 +91,20 @@ def chips(platform: str) -> list[Device]:
 
 
 def step_of(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
-    """The step that `fit` would make on these devices, and the shapes of its arguments; the first is the state."""
+    """Return the step that `fit` makes on these devices, and its arguments as shapes; the first is the state."""
     config = OptimConfig()
     optimizer = make_optimizer(config, make_schedule(config, 10, STEPS_AN_EPOCH))
     model = create_model(program.arch, dtype=jnp.dtype(program.dtype), axis_name=AXIS if program.sync else None)
-    state = jax.eval_shape(lambda: create_state(model, optimizer, 0, (IMAGE_SIZE, IMAGE_SIZE, 1)))
+    state = jax.eval_shape(lambda: create_state(model, optimizer, (IMAGE_SIZE, IMAGE_SIZE, 1)))
     shape = jax.ShapeDtypeStruct
     data = Dataset(shape((NUM_IMAGES, 28, 28, 1), np.uint8), shape((NUM_IMAGES,), np.int32))
     rows = shape((len(devices), STEPS_AN_EPOCH, IMAGES_A_CHIP), np.int32)
-    step = make_train_steps(model, optimizer, Preprocess(IMAGE_SIZE), 0, devices)(program.steps)
+    step = make_train_steps(Preprocess((IMAGE_SIZE, IMAGE_SIZE)), devices)(program.steps)
     return step, (state, data, rows, shape((), np.int32))
 
 
 def flop_as_written(program: Program) -> float:
-    """FLOP of a step and chip before optimisation: one device's share, in the form that accelerators get."""
+    """Return the FLOP per step and chip before optimisation, of the program that accelerators compile."""
     step, arguments = step_of(program._replace(steps=1), jax.devices("cpu")[:1])
     cost = jax.jit(step).trace(*arguments).lower(lowering_platforms=("cuda",)).cost_analysis()
     assert isinstance(cost, dict)
@@ -111,10 +112,10 @@ def flop_as_written(program: Program) -> float:
 
 
 def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Facts:
-    """Compile one program and say what it is. FLOP and bytes are those of one step and chip, memory that of a call.
+    """Compile one program and return its facts. FLOP and bytes are per step and chip; memory is per call.
 
-    all_reduces: of each, whether it stands in the scan's loop and its elements by type. convolutions: how many there
-    are of each "type of x, type of kernel". to_host: what moves data to the host.
+    all_reduces: for each one, whether it is inside the scan's loop, and its elements by type. convolutions: the number
+    for each "type of x, type of kernel". to_host: the operations that move data to the host.
     """
     step, arguments = step_of(program, devices)
     lowered = step.lower(*arguments)
@@ -123,7 +124,7 @@ def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Fact
     seconds = time.monotonic() - began
     text = compiled.as_text()
     memory = compiled.memory_analysis()
-    cost = compiled.cost_analysis() or {}  # XLA gives none for GPUs
+    cost = compiled.cost_analysis() or {}  # XLA has no cost analysis for GPUs
     assert text is not None
     assert memory is not None
     module = parse(text)
@@ -150,11 +151,11 @@ def facts_of(program: Program, platform: str, devices: Sequence[Device]) -> Fact
     }
 
 
-# --- Reading a compiled program's text
+# --- Analysis of a compiled program's text
 
 
 class Instruction(NamedTuple):
-    """A line of a computation: %name = type opcode(operands), attributes. attributes has all after the opcode."""
+    """A line of a computation: %name = type opcode(operands), attributes. attributes: the text after the opcode."""
 
     name: str
     type: str
@@ -164,12 +165,12 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs."""
+        """The names of the computations that it calls."""
         return re.findall(r"\b(?:calls|body|to_apply)=%?([\w.-]+)", self.attributes)
 
 
 class Module(NamedTuple):
-    """computations: name -> its instructions by name, in order; entry: the name of the first to run."""
+    """computations: maps a name to its instructions by name, in order. entry: the computation that runs first."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
@@ -181,7 +182,7 @@ SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 
 
 def parse(text: str) -> Module:
-    """The computations of a module in XLA's text form."""
+    """Parse a module in XLA's text form."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -195,18 +196,18 @@ def parse(text: str) -> Module:
 
 
 def shapes(type_: str) -> list[tuple[str, int]]:
-    """Element type and number of elements of each array in a type."""
+    """Return the element type and the number of elements of each array in a type."""
     return [(name, int(np.prod([int(d) for d in dims.split(",") if d]))) for name, dims in SHAPE.findall(type_)]
 
 
 def size(type_: str) -> int:
-    """Bytes of all arrays in a type."""
+    """Return the bytes of all arrays in a type."""
     bits = {name: 8 if name == "pred" else int(re.findall(r"\d+", name)[0]) for name, _ in shapes(type_)}
     return sum(count * bits[name] // 8 for name, count in shapes(type_))
 
 
 def in_loops(module: Module) -> set[str]:
-    """The computations that a loop's body is made of."""
+    """Return the names of all computations inside the bodies of loops."""
     instructions = [i for computation in module.computations.values() for i in computation.values()]
     reached: set[str] = set()
     ahead = [name for i in instructions if i.opcode == "while" for name in i.called]
@@ -219,7 +220,7 @@ def in_loops(module: Module) -> set[str]:
 
 
 def all_reduces(module: Module) -> list[Facts]:
-    """Each all-reduce: in_loop, and its elements by type."""
+    """Return in_loop and the elements by type for each all-reduce."""
     loops = in_loops(module)
     found = []
     for name, computation in module.computations.items():
@@ -233,7 +234,7 @@ def all_reduces(module: Module) -> list[Facts]:
 
 
 def convolutions(module: Module) -> Iterator[str]:
-    """Of each convolution of the network, in whatever form it is compiled, "type of x, type of kernel"."""
+    """Yield "type of x, type of kernel" for each convolution, whether it is compiled to a library call or not."""
     for computation in module.computations.values():
         for i in computation.values():
             library = re.search(r'custom_call_target="__cu(dnn|blas)', i.attributes)
@@ -242,7 +243,7 @@ def convolutions(module: Module) -> Iterator[str]:
 
 
 def to_host(module: Module) -> Iterator[str]:
-    """The opcode or target of everything that talks to the host, or puts an array into its memory."""
+    """Yield the opcode or target of each operation that communicates with the host or uses its memory."""
     for computation in module.computations.values():
         for i in computation.values():
             target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
@@ -250,7 +251,7 @@ def to_host(module: Module) -> Iterator[str]:
                 yield i.opcode
             elif target and re.search("callback|host", target[1], re.IGNORECASE):
                 yield target[1]
-            elif "S(5)" in i.type:  # XLA's number for the host's memory
+            elif "S(5)" in i.type:  # XLA's memory space 5 is the host's memory
                 yield f"{i.opcode} in host memory"
 
 
@@ -258,13 +259,13 @@ NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", 
 
 
 def bytes_moved(module: Module, steps: int) -> float:
-    """Bytes a step that the kernels of a program read and write, each operand and result once."""
+    """Return the bytes that the kernels read and write per step, counting each operand and result once."""
     total, ahead = 0.0, [(module.entry, 1 / steps)]
     while ahead:
         name, times = ahead.pop()
         computation = module.computations[name]
         for i in computation.values():
-            if i.opcode == "while":  # the scan's: its body runs once a step
+            if i.opcode == "while":  # the loop of the scan: its body runs once per step
                 ahead += [(body, 1.0) for body in i.called]
             elif i.opcode not in NO_TRAFFIC and not i.opcode.endswith("-done"):
                 read = sum(bytes_read(module, computation, i, n) for n in range(len(i.operands)))
@@ -273,7 +274,10 @@ def bytes_moved(module: Module, steps: int) -> float:
 
 
 def bytes_read(module: Module, computation: dict[str, Instruction], i: Instruction, n: int) -> int:
-    """Bytes of its n-th operand that an instruction reads: of one that a fusion only slices or gathers, the slices."""
+    """Return the bytes that an instruction reads of its n-th operand.
+
+    If a fusion only slices or gathers the operand, only the slices count.
+    """
     whole = size(computation[i.operands[n]].type)
     if i.opcode != "fusion":
         return whole
@@ -289,7 +293,10 @@ def bytes_read(module: Module, computation: dict[str, Instruction], i: Instructi
 
 
 def compile_all(platforms: tuple[str, ...] = ("tpu", "gpu"), archs: tuple[str, ...] = ARCHS) -> list[Facts]:
-    """The facts of every program, each kind of chip in a process of its own. RuntimeError with its last words."""
+    """Return the facts of all programs, compiled in subprocesses.
+
+    Raises RuntimeError with the end of its stderr if a subprocess fails.
+    """
     facts = []
     for platform in platforms:
         for arch in archs:
@@ -304,16 +311,16 @@ def compile_all(platforms: tuple[str, ...] = ("tpu", "gpu"), archs: tuple[str, .
 
 
 def table(facts: list[Facts]) -> str:
-    """Markdown: a row a program."""
-    head = "chips | network | activations | steps a call | batch statistics | MFLOP | MB moved | MB temporary"
-    lines = [f"{head} | all-reduces a step", " | ".join(["---"] * 9)]
+    """Return a Markdown table with one row per program."""
+    head = "chips | network | activations | steps per call | batch statistics | MFLOP | MB moved | MB temporary"
+    lines = [f"{head} | all-reduces per step", " | ".join(["---"] * 9)]
     for f in facts:
         cells = [
             f"{NUM_CHIPS} x {f['device']}",
             f["arch"],
             f["dtype"],
             f["steps"],
-            "of all chips" if f["sync"] else "of each chip",
+            "over all chips" if f["sync"] else "per chip",
             *(f"{f[key] / IMAGES_A_CHIP / 1e6:,.2f}" for key in ("flop", "bytes_moved", "temporary_bytes")),
             len(f["all_reduces"]),
         ]
@@ -322,9 +329,9 @@ def table(facts: list[Facts]) -> str:
 
 
 NOTES = f"""
-FLOP, bytes moved and temporary memory: of one image and chip, at {IMAGES_A_CHIP} images a chip.
-TPU: the compiler's own cost analysis. H100: it gives none there, so FLOP are those of the program as written, and bytes
-are what each kernel of the compiled program reads and writes (its caches and scratch memory left out).
+FLOP, bytes moved and temporary memory are per image, at {IMAGES_A_CHIP} images per chip.
+TPU: from the compiler's cost analysis. H100: the compiler has no cost analysis. FLOP are those of the program before
+optimisation. Bytes are what each kernel of the compiled program reads and writes, without caches and scratch memory.
 """
 
 
@@ -333,7 +340,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("platform", nargs="?", choices=("tpu", "gpu", "all"), default="all")
     parser.add_argument("--arch", nargs="+", default=list(ARCHS), help="networks to compile (default: %(default)s)")
     parser.add_argument("--json", type=Path, default=ROOT / "build" / "ahead_of_time.json", help="file to write")
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the child's: compile in this process
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # the subprocesses get this flag
     return parser.parse_args()
 
 

@@ -27,24 +27,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax import create_model, load_recipe, multiply_adds
-from resnet_jax.data import Splits, load
-from resnet_jax.data.augment import Preprocess
+from resnet_jax import (
+    Config,
+    ResNet,
+    TrainState,
+    create_model,
+    create_state,
+    load_recipe,
+    multiply_adds,
+    train_step,
+)
+from resnet_jax.data import Arrays, ImageDataset, load
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, get_arch
-from resnet_jax.training import Config, hardware
+from resnet_jax.runs import hardware
+from resnet_jax.runs.build import make_optimizer, make_schedule
 from resnet_jax.training.growth import grow_state
-from resnet_jax.training.optim import make_optimizer, make_schedule
-from resnet_jax.training.state import TrainState, create_state
-from resnet_jax.training.step import (
-    Dataset,
-    epoch_rows,
-    eval_rows,
-    make_eval_step,
-    make_train_steps,
-    replicate,
-    shard,
-)
+from resnet_jax.training.parallel import replicate
 from resnet_jax.whole_file import whole_file
 
 LARGE = get_arch("resnet18")
@@ -88,10 +87,10 @@ def main() -> None:
     results = read_results(parser, path, args)
     if not args.plot_only:
         hardware.use_compile_cache()
-        splits = load("fashion_mnist", log=print)
+        data = load("fashion_mnist", log=print)
         for arm, seed in itertools.product(arms(args.steps), range(args.seeds)):
             if not any((run["arm"], run["seed"]) == (arm.name, seed) for run in results["runs"]):
-                results["runs"].append(train(arm, seed, splits))
+                results["runs"].append(train(arm, seed, data))
                 with whole_file(path) as part:
                     part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(table(results["runs"]))
@@ -121,7 +120,7 @@ def growth_cost(arch: Arch) -> str:
     """Seconds and memory that a run's growth by a block in its largest stage takes, its weights and momentum held."""
     config, devices = recipe(), jax.local_devices()[:1]
     optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1))
-    shapes = jax.eval_shape(lambda: create_state(create_model(arch), optimizer, 0, (64, 64, 3)))
+    shapes = jax.eval_shape(lambda: create_state(create_model(arch), optimizer, (64, 64, 3)))
     state = replicate(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes), devices)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.block_until_ready(state))) / 1e6
     stage = 1 + max(range(len(arch.stages)), key=lambda i: arch.stages[i][0])
@@ -129,7 +128,7 @@ def growth_cost(arch: Arch) -> str:
     ctypes.CDLL(None).malloc_trim(0)  # memory that is free but held would be used again and not be seen
     Path("/proc/self/clear_refs").write_text("5")  # what the process has held at most begins anew
     before, began = resident("VmRSS"), time.monotonic()
-    grown, state = grow_state(arch, state, optimizer, 0, stage)
+    grown, state = grow_state(arch, state, stage)
     jax.block_until_ready(replicate(state, devices))
     seconds, more = time.monotonic() - began, resident("VmHWM") - before
     return f"{grown.name}: {seconds:.1f} s, and {more:.0f} MB beside its state of {size:.0f} MB"
@@ -181,42 +180,48 @@ def dtype() -> Any:
     return hardware.pick_dtype("auto", jax.local_devices()[0])
 
 
-def train(arm: Arm, seed: int, splits: Splits) -> Run:
+step = jax.jit(train_step, donate_argnums=0)
+
+
+@jax.jit
+def hits(state: TrainState, images: jax.Array, labels: jax.Array) -> jax.Array:
+    logits: Any = state.model.apply(state.variables, images / 255, train=False)
+    return (logits.argmax(-1) == labels).sum()
+
+
+def accuracy(state: TrainState, test: Arrays) -> float:
+    """The share of the test images whose largest logit is the label's."""
+    parts = range(0, len(test.labels), 500)
+    return sum(int(hits(state, test.images[i : i + 500], test.labels[i : i + 500])) for i in parts) / len(test.labels)
+
+
+def network(arch: Arch) -> ResNet:
+    return create_model(arch, width=WIDTH, dtype=dtype())
+
+
+def train(arm: Arm, seed: int, data: ImageDataset) -> Run:
     """A run, its accuracy on all test images, and a few more of them on the way."""
-    config, devices = recipe(), jax.local_devices()[:1]
-    per_epoch = len(splits.train.labels) // config.batch_size
-    optim = dataclasses.replace(config.optim, warmup_epochs=WARMUP)  # of the one epoch that the schedule takes it for
+    train, test, batch_size = data.train, data.test, recipe().batch_size
+    assert test is not None
+    optim = dataclasses.replace(recipe().optim, warmup_epochs=WARMUP)  # of the one epoch that the schedule takes it for
     optimizer = make_optimizer(optim, make_schedule(optim, 1, arm.steps))
-    preprocess = Preprocess(IMAGE[0])
-    data = replicate(Dataset(*splits.train), devices)
-    test = replicate(Dataset(*splits.test), devices)
     compute, arch = costs(arm), arm.start
     curve: list[dict[str, Any]] = []
-
-    def programs(arch: Arch):
-        model = create_model(arch, width=WIDTH, dtype=dtype())
-        step = make_train_steps(model, optimizer, preprocess, 0, devices)(1)  # nothing in it is drawn: one program
-        return model, step, make_eval_step(model, preprocess, devices)
-
-    def accuracy(state: TrainState) -> float:
-        parts = (shard(rows, devices) for rows in eval_rows(len(splits.test.labels), 500, 1))
-        correct = sum(int(evaluate(state.params, state.batch_stats, test, rows).correct) for rows in parts)
-        return correct / len(splits.test.labels)
-
-    model, step, evaluate = programs(arch)
-    state, rows = replicate(create_state(model, optimizer, seed, IMAGE), devices), None
+    order = np.array([], int)
+    state = create_state(network(arch), optimizer, IMAGE, seed=seed)
     for i in range(arm.steps):
         if i in arm.grows:
-            arch, state = grow_state(arch, state, optimizer, seed, arm.grows[i])
-            model, step, evaluate = programs(arch)
-            state = replicate(state, devices)
-        if i % per_epoch == 0:
-            rows = shard(epoch_rows(seed, i // per_epoch, len(splits.train.labels), config.batch_size, 1), devices)
-        state, metrics = step(state, data, rows, np.int32(i % per_epoch))
+            arch, state = grow_state(arch, state, arm.grows[i])
+            state = state.replace(model=network(arch))
+        if len(order) < batch_size:  # the images that are left over sit out this epoch
+            order = np.random.default_rng([seed, i]).permutation(len(train.labels))
+        rows, order = order[:batch_size], order[batch_size:]
+        state, metrics = step(state, (train.images[rows], train.labels[rows]))
         float(metrics.loss)  # waits, so that the host does not run ahead
         if (i + 1) * CURVE // arm.steps > i * CURVE // arm.steps:
-            curve.append({"step": i + 1, "multiply_adds": sum(compute[: i + 1]), "accuracy": accuracy(state)})
-            print(f"{arm.name}, seed {seed}, step {i + 1} of {arm.steps}, {arch.name}: {curve[-1]['accuracy']:.4f}")
+            point = {"step": i + 1, "multiply_adds": sum(compute[: i + 1]), "accuracy": accuracy(state, test)}
+            curve.append(point)
+            print(f"{arm.name}, seed {seed}, step {i + 1} of {arm.steps}, {arch.name}: {point['accuracy']:.4f}")
     return {
         "arm": arm.name,
         "seed": seed,

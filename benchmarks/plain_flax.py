@@ -1,8 +1,9 @@
-"""The peer in plain Flax: the seed's ResNet-18 and its step as one would write them by hand, with no data work.
+"""The peer in plain Flax: the chapter's ResNet-18 and its train step, written by hand, without data work.
 
-python plain_flax.py resnet18 IMAGE_SIZE BATCH_SIZE   reads the name of a mode a line, makes a step, prints its seconds
+    python plain_flax.py resnet18 IMAGE_SIZE BATCH_SIZE
 
-It is a process of its own, so that it has none of what train.py and resnet_jax set.
+reads the name of a mode per line, runs one step and prints its seconds. It runs in its own process, so the settings of
+train.py and resnet_jax do not affect it.
 """
 
 import sys
@@ -18,7 +19,7 @@ from serve import serve
 
 
 class PlainResNet18(nn.Module):
-    """x: (N, H, W, C) -> (N, 10). As flax.linen has it, without a line of resnet_jax."""
+    """x: (N, H, W, C) -> (N, 10). It uses only flax.linen, and no code of resnet_jax."""
 
     dtype: Any = jnp.float32
 
@@ -38,7 +39,7 @@ class PlainResNet18(nn.Module):
 
 
 def make_step(image_size: int, batch_size: int, dtype: Any) -> Callable[[], Any]:
-    """A call that makes one update, on the same images and labels each time, and waits for it."""
+    """Return a function that runs one update and waits for it. All updates use the same images and labels."""
     model, tx = PlainResNet18(dtype), optax.sgd(0.01)
     images = jax.random.uniform(jax.random.key(1), (batch_size, image_size, image_size, 1))
     labels = jax.random.randint(jax.random.key(2), (batch_size,), 0, 10)
@@ -72,7 +73,7 @@ def make_step(image_size: int, batch_size: int, dtype: Any) -> Callable[[], Any]
 
 def main() -> None:
     image_size, batch_size = (int(argument) for argument in sys.argv[2:])
-    steps = {"float32": make_step(image_size, batch_size, jnp.float32)}  # in bfloat16 it is slower still on a CPU
+    steps = {"float32": make_step(image_size, batch_size, jnp.float32)}  # bfloat16 is slower than float32 here on a CPU
     serve(f"plain Flax, jax {jax.__version__}", steps)
 
 

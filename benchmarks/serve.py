@@ -1,4 +1,7 @@
-"""What a peer's process does: reads the name of a mode a line, makes a step, prints its seconds. Needs Python alone."""
+"""The loop of a peer's process: read the name of a mode per line, run one step, print its seconds.
+
+It needs only Python's standard library.
+"""
 
 import sys
 import time
@@ -6,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 
 def serve(hello: str, steps: Mapping[str, Callable[[], object]]) -> None:
-    """Print hello, then answer lines of standard input until it ends. steps: mode -> a call that makes one."""
+    """Print hello, then answer each line of standard input. steps: maps a mode to a function that runs one step."""
     print(hello, flush=True)
     for line in sys.stdin:
         began = time.perf_counter()

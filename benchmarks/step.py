@@ -1,12 +1,13 @@
-"""The train step side by side with plain Flax, and what a run costs beside its steps.
+"""Compare the train step with plain Flax and PyTorch, and measure the cost of a run outside its steps.
 
-python benchmarks/step.py --arch resnet18 --image-size 96 --batch-size 128
+    python benchmarks/step.py --arch resnet18 --image-size 96 --batch-size 128
 
-Prints, and with --json FILE writes: the median time of a step of each side over alternating rounds, the ratios
-(above 1: resnet_jax is faster), and with --run what an epoch takes outside its steps, the time to the first step of
-`python train.py` with a cold and a warm compile cache, and its peak memory. Run nothing else beside it.
+prints the median time of a step of each side over alternating rounds, and the ratios (above 1: resnet_jax is faster).
+With --run it also measures the time of an epoch outside its steps, and of `python train.py` the peak memory and the
+time to the first step, with a cold and a warm compile cache. --json FILE also writes the figures to a file. Run no
+other program at the same time.
 
-PyTorch joins in with --against torch, from an environment that has it: --torch-python PATH/bin/python
+--against torch includes PyTorch. --torch-python PATH/bin/python names the Python of an environment with torch.
 """
 
 import argparse
@@ -27,20 +28,21 @@ from unittest import mock
 import jax
 import numpy as np
 
-from resnet_jax import ops
-from resnet_jax.data import load
+from resnet_jax import Config, fit, ops
 from resnet_jax.models import get_arch
 from resnet_jax.ops.select import CHOICES
-from resnet_jax.training import loop
-from resnet_jax.training.config import Config, DataConfig, Precision, RunConfig
-from resnet_jax.training.state import create_state
-from resnet_jax.training.step import epoch_rows, replicate, shard
+from resnet_jax.runs import DataConfig, RunConfig, build, hardware
+from resnet_jax.runs.config import Precision
+from resnet_jax.runs.recording import version
+from resnet_jax.training import program
+from resnet_jax.training.parallel import shard
+from resnet_jax.training.step import epoch_rows
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 PEERS = Path(__file__).resolve().parent
-TURN_SECONDS, TURN_STEPS = 0.5, 3  # at least these, of each side in each round
+TURN_SECONDS, TURN_STEPS = 0.5, 3  # the minimum length of a turn
 STARTED_OVER, LARGE_PAGES = "resnet_jax_pages", "glibc.malloc.hugetlb=1"
-EPOCH_STEPS = 24  # of the short epochs that are timed whole
+EPOCH_STEPS = 24  # the short epochs of outside_the_steps
 PRECISIONS = ("float32", "bfloat16")
 FLAX_MODES = ("float32",)
 TORCH_MODES = ("float32", "float32 channels_last", "bfloat16 channels_last", "bfloat16 channels_last compiled")
@@ -69,21 +71,21 @@ def read_flags() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--cpu-kernels", choices=CHOICES, default="auto")
     parser.add_argument("--rounds", type=int, default=9, help="alternating rounds (default: 9)")
-    parser.add_argument("--against", choices=("torch",), help="a peer to measure against too")
+    parser.add_argument("--against", choices=("torch",), help="also measure this peer")
     parser.add_argument("--torch-python", default=sys.executable, help="a Python with torch (default: this one)")
-    parser.add_argument("--torch-modes", nargs="+", default=TORCH_MODES, help="of torch_peer.py")
-    parser.add_argument("--pages-for-all", action="store_true", help="2 MiB pages for the peers too")
-    parser.add_argument("--run", action="store_true", help="measure the command too")
-    parser.add_argument("--json", help="write the figures to this file too")
+    parser.add_argument("--torch-modes", nargs="+", default=TORCH_MODES, help="modes of torch_peer.py")
+    parser.add_argument("--pages-for-all", action="store_true", help="use 2 MiB pages for the peers too")
+    parser.add_argument("--run", action="store_true", help="also measure the command train.py")
+    parser.add_argument("--json", help="also write the figures to this file")
     return parser.parse_args()
 
 
 def machine() -> str:
-    """One line: device, cores, versions."""
+    """Describe device, cores and versions in one line."""
     cpu = next((line.split(":")[1].strip() for line in cpuinfo() if line.startswith("model name")), platform.machine())
     device = jax.devices()[0]
     kind = cpu if device.platform == "cpu" else device.device_kind
-    versions = ", ".join(f"{name} {loop.version(name)}" for name in ("jax", "jaxlib", "flax"))
+    versions = ", ".join(f"{name} {version(name)}" for name in ("jax", "jaxlib", "flax"))
     return f"{len(jax.devices())} x {kind}, {os.cpu_count()} CPU cores, Python {platform.python_version()}, {versions}"
 
 
@@ -104,25 +106,28 @@ def config_of(args: argparse.Namespace, precision: Precision = "auto", run_dir: 
 
 
 def make_step(args: argparse.Namespace, precision: Precision) -> Callable[[], object]:
-    """Our own step, data work and all, as a call that makes one update and waits for it."""
+    """Return a function that runs one update of resnet_jax, including its data work, and waits for it."""
     config = config_of(args, precision)
     ops.use_cpu_kernels(args.cpu_kernels)
     devices = jax.local_devices()
-    trainer = loop.make_trainer(config, get_arch(config.arch), devices, load("fashion_mnist", log=lambda _: None))
-    size = config.image_size
-    state = replicate(create_state(trainer.model, trainer.optimizer, 0, (size, size, 1)), devices)
-    rows = shard(epoch_rows(0, 0, loop.num_train(config), config.batch_size, len(devices)), devices)
+    data = build.load_data(config)
+    info = build.info_of(config.data, data)
+    dtype = hardware.pick_dtype(config.run.precision, devices[0])
+    model = build.make_model(config, get_arch(config.arch), info, dtype)
+    loop = build.make_trainer(config, info, devices).make_loop(model, data)
+    state, train, step = loop.state, loop.part("train"), loop.program.train_steps(1)
+    rows = shard(epoch_rows(0, 0, len(data.train.labels), config.batch_size, len(devices)), devices)
 
     def run():
         nonlocal state
-        state, metrics = trainer.train_steps(1)(state, trainer.train, rows, np.int32(0))
+        state, metrics = step(state, train, rows, np.int32(0))
         return metrics.loss.block_until_ready()
 
     return run
 
 
 def side_by_side(args: argparse.Namespace) -> dict[str, object]:
-    """Alternating rounds of every side: the median step, in seconds, of each turn, and the ratios of medians."""
+    """Run alternating rounds of all sides. Return the median step of each turn, in seconds, and the ratios."""
     with contextlib.ExitStack() as stack:
         sides = {f"resnet_jax {p}": make_step(args, p) for p in args.precision}
         if args.arch == "resnet18":
@@ -130,12 +135,12 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
         if args.against == "torch":
             sides |= peer(args, stack, "torch", [args.torch_python, str(PEERS / "torch_peer.py")], args.torch_modes)
         times: dict[str, list[float]] = {name: [] for name in sides}
-        for run in sides.values():  # compile, and touch all memory once
+        for run in sides.values():  # compiles the step and allocates its memory
             run()
             run()
         for _ in range(args.rounds):
             for name, run in sides.items():
-                turn(run)  # after seconds of idleness a step is slower, and no training run is like that
+                turn(run)  # not measured: the first steps after some idle seconds are slower
                 times[name].append(statistics.median(turn(run)))
     median = {name: statistics.median(values) for name, values in times.items()}
     size = args.image_size
@@ -148,7 +153,7 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
 
 
 def turn(run: Callable[[], object]) -> list[float]:
-    """A turn's steps, the seconds of each."""
+    """Run the steps of one turn. Return the seconds of each."""
     times, began = [], time.perf_counter()
     while len(times) < TURN_STEPS or time.perf_counter() - began < TURN_SECONDS:
         before = time.perf_counter()
@@ -158,7 +163,7 @@ def turn(run: Callable[[], object]) -> list[float]:
 
 
 def ratios(median: dict[str, float]) -> dict[str, float]:
-    """Our speed against the best of each peer in the same precision, and against plain Flax in float32."""
+    """Return our speedup over each peer's fastest mode in the same precision, and over plain Flax in float32."""
     found = {}
     for ours in (name for name in median if name.startswith("resnet_jax")):
         precision = ours.split()[1]
@@ -176,7 +181,7 @@ def ratios(median: dict[str, float]) -> dict[str, float]:
 
 
 def users_environment() -> dict[str, str]:
-    """The environment without what main has put into it."""
+    """Return the environment without the variable that main added."""
     ours = STARTED_OVER in sys._xoptions
     return {key: value for key, value in os.environ.items() if not (ours and key == "GLIBC_TUNABLES")}
 
@@ -184,7 +189,7 @@ def users_environment() -> dict[str, str]:
 def peer(
     args: argparse.Namespace, stack: contextlib.ExitStack, name: str, command: list[str], modes: Sequence[str]
 ) -> dict[str, Callable[[], object]]:
-    """A peer's steps, made by a process of its own."""
+    """Start the process of a peer. Return a function per mode that runs one step there."""
     argv = [*command, args.arch, str(args.image_size), str(args.batch_size)]
     process = stack.enter_context(
         subprocess.Popen(
@@ -202,8 +207,8 @@ def peer(
     stack.callback(stdin.close)
     hello = stdout.readline().strip()
     if not hello:
-        hint = "; --torch-python PATH/bin/python says where torch is" if name == "torch" else ""
-        raise SystemExit(f"the process of {name} does not start; run {' '.join(argv)} to see why{hint}")
+        hint = "; --torch-python PATH/bin/python names the Python with torch" if name == "torch" else ""
+        raise SystemExit(f"the process of {name} did not start; run {' '.join(argv)} to see why{hint}")
     print(f"peer: {hello}{', with 2 MiB pages' if args.pages_for_all else ''}")
 
     def ask(mode: str) -> None:
@@ -217,7 +222,7 @@ def peer(
 
 
 def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
-    """What an epoch takes beside its train and evaluation steps: loop, order, metrics, checkpoint."""
+    """Measure the time of an epoch outside its train and evaluation steps: loop, order, metrics, checkpoint."""
     spent, marks = [0.0], []
 
     def timed(call: Callable) -> Callable:
@@ -229,35 +234,34 @@ def outside_the_steps(args: argparse.Namespace) -> dict[str, float]:
 
         return run
 
-    make_train, make_eval, end = loop.make_train_steps, loop.make_eval_step, loop.Saver.end_of_epoch
+    make_train, make_eval = program.make_train_steps, program.make_eval_step
 
     def timed_steps(*arguments):
         steps = make_train(*arguments)
         return lambda num_steps: timed(steps(num_steps))
 
-    def end_of_epoch(saver, *arguments):
-        end(saver, *arguments)
-        marks.append((time.perf_counter(), spent[0]))
+    class Marks:
+        def on_epoch_end(self, loop: object) -> None:
+            marks.append((time.perf_counter(), spent[0]))
 
     with (
         tempfile.TemporaryDirectory() as folder,
         mock.patch.multiple(
-            loop,
+            program,
             make_train_steps=timed_steps,
             make_eval_step=lambda *a: timed(make_eval(*a)),
         ),
-        mock.patch.object(loop.Saver, "end_of_epoch", end_of_epoch),
     ):
-        loop.fit(config_of(args, run_dir=f"{folder}/run"))
+        fit(config_of(args, run_dir=f"{folder}/run"), callbacks=[Marks()])
     (began, before), (ended, after) = marks[0], marks[-1]  # the first epoch compiles
     outside = (ended - began - (after - before)) / (len(marks) - 1)
     share = outside / ((ended - began) / (len(marks) - 1))
-    print(f"outside the steps: {outside:.2f} s of an epoch of {EPOCH_STEPS} steps ({share:.1%}; less of a whole epoch)")
+    print(f"outside the steps: {outside:.2f} s of an epoch of {EPOCH_STEPS} steps ({share:.1%}; less in a full epoch)")
     return {"outside_seconds": outside, "outside_share": share}
 
 
 def command(args: argparse.Namespace) -> dict[str, float]:
-    """`python train.py` in a process of its own, twice: seconds to the first step, and peak memory in GB."""
+    """Run `python train.py` twice in a new process. Return seconds to the first step and peak memory in GB."""
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for cache in ("cold", "warm"):
@@ -272,7 +276,7 @@ def command(args: argparse.Namespace) -> dict[str, float]:
             for line in process.stdout:
                 if line.startswith("first step"):
                     results[f"first_step_{cache}_seconds"] = time.perf_counter() - began
-            _, status, usage = os.wait4(process.pid, 0)  # the usage of this process alone
+            _, status, usage = os.wait4(process.pid, 0)  # the usage of only this process
             process.returncode = os.waitstatus_to_exitcode(status)
             if process.returncode:
                 raise SystemExit(f"{' '.join(argv)} failed with exit code {process.returncode}")

@@ -1,8 +1,9 @@
-"""The peer in PyTorch: networks and their training step, served to step.py from a process of its own.
+"""The peer in PyTorch: networks and their train step, in a process that step.py starts.
 
-python torch_peer.py ARCH IMAGE_SIZE BATCH_SIZE     reads the name of a mode a line, makes a step, prints its seconds
+    python torch_peer.py ARCH IMAGE_SIZE BATCH_SIZE
 
-It needs nothing but torch and serve.py, so that it can run in an environment where neither jax nor resnet_jax is.
+reads the name of a mode per line, runs one step and prints its seconds. It needs only torch and serve.py, so its
+environment may lack jax and resnet_jax.
 """
 
 import sys
@@ -23,7 +24,7 @@ MODES = {
 
 
 class Residual(nn.Module):
-    """The seed's block."""
+    """The chapter's block."""
 
     def __init__(self, inputs: int, channels: int, strides: int):
         super().__init__()
@@ -38,7 +39,7 @@ class Residual(nn.Module):
 
 
 class ResNeXtBlock(nn.Module):
-    """The seed's block, with groups of 16 channels."""
+    """The chapter's block, with groups of 16 channels."""
 
     def __init__(self, inputs: int, channels: int, strides: int):
         super().__init__()
@@ -56,7 +57,7 @@ class ResNeXtBlock(nn.Module):
 
 
 class Small(nn.Module):
-    """The block of the networks for small images; the shortcut pads channels (option A)."""
+    """The block of the networks for small images. Its shortcut pads the channels with zeros (option A)."""
 
     def __init__(self, inputs: int, channels: int, strides: int):
         super().__init__()
@@ -118,7 +119,7 @@ def make_network(arch: str) -> nn.Module:
 
 
 def make_step(arch: str, image_size: int, batch_size: int, mode: str) -> Callable[[], float]:
-    """A call that makes one update, on the same images each time, and returns the loss."""
+    """Return a function that runs one update and returns the loss. All updates use the same images."""
     bfloat16, channels_last, compiled = MODES[mode]
     torch.manual_seed(0)
     model, images = make_network(arch).train(), torch.rand(batch_size, 1, image_size, image_size)

@@ -1,4 +1,4 @@
-"""Print where the build finds XLA's FFI headers, oneDNN's headers and oneDNN's library, as a CMake list."""
+"""Print the paths of XLA's FFI headers, oneDNN's headers and oneDNN's library, as a CMake list."""
 
 import os
 from importlib.metadata import files
@@ -11,7 +11,7 @@ def installed(package: str, name: str) -> str:
     for file in files(package) or ():
         if file.name == name:
             return os.path.realpath(file.locate())
-    raise SystemExit(f"{package} holds no {name}; reinstall it: pip install --force-reinstall {package}")
+    raise SystemExit(f"{package} does not contain {name}; reinstall it: pip install --force-reinstall {package}")
 
 
 header = installed("onednn-devel-cpu-gomp", "dnnl_common.hpp")  # the one in include/oneapi/dnnl

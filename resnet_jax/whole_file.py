@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing of a file: the file is complete, or it does not exist."""
 
 import contextlib
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes the file's place once it is written; after an error nothing is left of it."""
+    """Yield a temporary path to write to. On success it replaces `path`; after an error it is removed."""
     part = path.with_name(path.name + ".part")
     try:
         part.touch()
-        mode = part.stat().st_mode  # as the umask has it: safetensors makes files that their owner alone may read
+        mode = part.stat().st_mode  # the umask's mode: safetensors creates files that only the owner can read
         yield part
         part.chmod(mode)
         os.replace(part, path)

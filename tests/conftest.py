@@ -1,6 +1,24 @@
-"""The tests run on 8 fake CPU devices, which must be asked for before jax is imported."""
+"""The tests run on 8 fake CPU devices, and keep the programs that XLA compiles for the next test run."""
 
 import os
+from pathlib import Path
 
+import pytest
+
+# Both take effect only before jax is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import jax
+
+# Compilation takes half of the suite's time. The size limit makes jax lock the folder: the workers of pytest-xdist
+# share it. It is no environment variable, so that a process that a test kills leaves no half-written file there.
+jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "tests"))
+jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """The number of cores that this process may use. pytest-xdist's own default counts a hyperthreaded pair once."""
+    return len(os.sched_getaffinity(0))

@@ -9,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import made
 import numpy as np
 import pytest
-from training import made
 
 import resnet_jax
 from resnet_jax import cli
+from resnet_jax.cli import train
+from resnet_jax.cli.main import COMMANDS
 from resnet_jax.data import builders
-from resnet_jax.training import Stopped, rundir
+from resnet_jax.runs import Stopped, rundir
 
 ROOT = Path(__file__).parents[1]
 GOOD = (
@@ -82,36 +84,40 @@ BAD = {
     "--epochs -1": "--epochs -1 is out of range: it must be finite and at least 1",
     "--momentum 1.5": "--momentum 1.5 must be below 1",
     "--learning-rate nan": "--learning-rate nan is out of range",
-    "--grow 3": "--grow '3' is not EPOCH:STAGE, or several with commas between; such as 5:3,10:4",
+    "--grow 3": "--grow '3' is not EPOCH:STAGE, or several separated by commas, such as 5:3,10:4",
     "--grow 2:2,": "--grow '2:2,' is not EPOCH:STAGE",
     "--grow 2:-1": "--grow '2:-1' is not EPOCH:STAGE",
-    "--grow 1:2": "--grow 1:2: a block comes in as epoch 2 or a later one begins, up to --epochs 2",
-    "--grow 3:2": "--grow 3:2: a block comes in as epoch 2 or a later one begins, up to --epochs 2",
+    "--grow 1:2": "--grow 1:2: blocks are added at epoch 2 to --epochs 2",
+    "--grow 3:2": "--grow 3:2: blocks are added at epoch 2 to --epochs 2",
     "--grow 2:3": "--grow 2:3: tiny has no stage 3; use 1 to 2",
     "--grow 2:0": "--grow 2:0: tiny has no stage 0",
     "--epochs 4 --grow 3:1,2:1": "--grow 3:1,2:1: the epochs are out of order; give the earliest first",
     "--batch-size 0": "--batch-size 0 is out of range: it must be finite and at least 1",
-    "--batch-size 54": "--batch-size 54 is more than the 52 training images; use at most 52",
-    "--batch-size 18 --train-images 16": "--batch-size 18 is more than the 16 training images",
-    "--batch-size 15": "--batch-size 15 cannot be split over 2 devices; use 14 or 16, or --devices 1",
-    "--batch-size 1": "--batch-size 1 cannot be split over 2 devices; use 2, or --devices 1",
-    "--batch-size 20 --devices 8": "--batch-size 20 cannot be split over 8 devices; use 16 or 24, or --devices 5",
-    "--devices 9": "--devices 9: this process has 8 (cpu); use --devices 8 or leave it out",
+    "--batch-size 54": "batch_size (--batch-size) 54 is more than the 52 training images; use at most 52",
+    "--batch-size 18 --train-images 16": "batch_size (--batch-size) 18 is more than the 16 training images",
+    "--batch-size 15": (
+        "batch_size (--batch-size) 15 cannot be split over 2 devices; use 14 or 16, or devices (--devices) 1"
+    ),
+    "--batch-size 1": "batch_size (--batch-size) 1 cannot be split over 2 devices; use 2, or devices (--devices) 1",
+    "--batch-size 20 --devices 8": (
+        "batch_size (--batch-size) 20 cannot be split over 8 devices; use 16 or 24, or devices (--devices) 5"
+    ),
+    "--devices 9": "devices (--devices) 9: this process has 8 (cpu); use 1 to 8, or 0 for all",
     "--image-size 4": 'image size 4x4 is too small: a stage would halve a single pixel; use at least 5x5, or stem "sma',
     "--arch resnet18 --image-size 16": "image size 16x16 is too small",
-    "--run-dir file": "--run-dir file: file is not a folder that can be written to",
-    "--run-dir file/run": "file is not a folder that can be written to",
+    "--run-dir file": "--run-dir file: file is not a writable folder",
+    "--run-dir file/run": "file is not a writable folder",
     "--run-dir full": "--run-dir full exists and is not empty: add --resume to go on, or give another folder",
     "--run-dir full --resume": "--resume: there is no run in full; leave --resume out to start one",
     "--run-dir empty --resume": "--resume: there is no run in empty",
     "--run-dir nowhere --resume": "--resume: there is no run in nowhere",
-    "--run-dir run --resume": "run/config.json: not a run's config that can be read",
+    "--run-dir run --resume": "run/config.json: it does not hold a valid config",
     "--resume": "--resume: there is no run runs/tiny-made-*/config.json; leave --resume out to start one",
     f"--run-dir {'x' * 300}": "File name too long; give another folder",
     "--run-dir /proc/run": "--run-dir /proc/run",
-    "--data-dir file": "the data folder file cannot be: file is a file; pass --data-dir FOLDER",
+    "--data-dir file": "the data folder file cannot be created: file is a file; pass --data-dir FOLDER",
     "--data-dir new --source-dir nowhere": "the data folder nowhere is not a folder",
-    "--config syntax.toml": "syntax.toml: not a TOML file that can be read",
+    "--config syntax.toml": "syntax.toml: not a valid TOML file",
     "--config key.toml": "key.toml: Unrecognized options: --epohs=3: did you mean --epochs?",
     "--config type.toml": "type.toml: Error parsing --epochs: invalid literal for int() with base 10: 'three'",
 }
@@ -158,7 +164,7 @@ def test_a_folder_that_cannot_be_written_to(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
     for run_dir in ("closed", "closed/run", "closed/a/b"):
         line = refused([*GOOD.split(), "--run-dir", run_dir], capsys)
-        assert "closed is not a folder that can be written to; give another one" in line
+        assert "closed is not a writable folder; give another one" in line
 
 
 @pytest.mark.parametrize(
@@ -235,16 +241,16 @@ def test_the_exit_code_of_a_signal(capsys, monkeypatch):
     def stop(config):
         raise Stopped(signal.SIGTERM, Path("runs/x"), 7)
 
-    monkeypatch.setattr(cli, "fit", stop)
+    monkeypatch.setattr(train, "fit", stop)
     assert cli.main([]) == 143
-    assert capsys.readouterr().err == "stopped at step 7; go on with --resume --run-dir runs/x\n"
+    assert capsys.readouterr().err == "stopped at step 7; continue with --resume --run-dir runs/x\n"
 
 
 def test_a_keyboard_interrupt(capsys, monkeypatch):
     def interrupt(config):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "fit", interrupt)
+    monkeypatch.setattr(train, "fit", interrupt)
     assert cli.main([]) == 130
     assert capsys.readouterr().err == "train.py: interrupted\n"
 
@@ -253,7 +259,7 @@ def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch):
     def fail(config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "fit", fail)
+    monkeypatch.setattr(train, "fit", fail)
     with pytest.raises(ZeroDivisionError):
         cli.main([])
 
@@ -262,7 +268,7 @@ def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch):
 
 
 def test_the_process_on_the_made_data_set(tmp_path):
-    run = process(ROOT / "tests" / "training" / "run_made.py", "-1", *shlex.split(GOOD), "--run-dir", "run")
+    run = process(ROOT / "tests" / "helpers" / "run_made.py", "-1", *shlex.split(GOOD), "--run-dir", "run")
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     starts = ["made: 52 training and 37 test", "tiny on cpu: 2 x cpu", "epoch 1/2: ", "epoch 2/2: ", "test accuracy "]
@@ -303,7 +309,7 @@ def test_a_command_in_a_thread():
 
 def test_a_signal_that_is_ignored_stays_so(monkeypatch):
     seen = []
-    monkeypatch.setitem(cli.COMMANDS, "summary", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
+    monkeypatch.setitem(COMMANDS, "summary", lambda *_: seen.append(signal.getsignal(signal.SIGTERM)))
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         assert cli.command(["summary"]) == 0
@@ -325,7 +331,7 @@ def test_an_output_that_nobody_reads():
 def test_help_of_the_commands(capsys):
     with pytest.raises(SystemExit):
         cli.command(["--help"])
-    assert "each of convert, export, grow, summary, train" in capsys.readouterr().out
+    assert "describes a command: convert, export, grow, summary, train" in capsys.readouterr().out
 
 
 def test_help(tmp_path):

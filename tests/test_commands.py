@@ -8,12 +8,12 @@ from functools import cache
 from pathlib import Path
 
 import jax
+import made
 import numpy as np
 import pytest
 import safetensors.numpy
 from jax import export
 from jax import numpy as jnp
-from training import made
 
 from resnet_jax import create_model, layer_summary, load, multiply_adds, to_torch
 from resnet_jax import fit as train
@@ -143,11 +143,11 @@ def test_a_finished_cosine_run_grows_with_more_epochs(run_dir, tmp_path, capsys)
     train(made.make_config(run_dir.parent / "data", tmp_path / "run", epochs=1, schedule="cosine"))
     capsys.readouterr()
     assert command(["grow", "run", "--stage", "1", "--out", "a"], PROG) == 2
-    assert "its cosine schedule ends there at a rate of 0; add --epochs MORE" in capsys.readouterr().err
+    assert "its cosine schedule ends there at a learning rate of 0; add --epochs MORE" in capsys.readouterr().err
     out = says("grow run --stage 1 --out b --epochs 3", capsys).splitlines()
     assert out[0] == "tiny-2-1, at step 3, 1 of 3 epochs done: b; train.py --resume --run-dir b"
     rate = 0.05 * (1 + np.cos(np.pi * (3 - 2) / (9 - 2))) / 2
-    assert out[1] == f"its learning rate goes on at {rate:.3g}, where that of run would have been 0"
+    assert out[1] == f"its learning rate continues at {rate:.3g}; in run it would have been 0"
     assert not Path("a").exists()
     assert command(["--resume", "--run-dir", "b"], PROG) == 0
     rates = [row["learning_rate"] for row in made.read_rows(Path("b"))]
@@ -195,7 +195,7 @@ BAD = {
     "convert none.safetensors --arch resnet20 --out w": "there is no such file",
     "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
-    "convert full --to-torch --out a.pth": "no weights.json there",
+    "convert full --to-torch --out a.pth": "there is no weights.json in it",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
     "export": "the run's folder. (required)",
@@ -203,8 +203,8 @@ BAD = {
     "grow full --stage 1": "--out",
     "grow full --stage x --out w": "Error parsing --stage: invalid literal",
     "grow full --stage 1 --out full": "--out full exists; give another folder",
-    "grow full --stage 1 --out full/deeper": "--out full/deeper is inside full, which stays as it is",
-    "grow full --stage 1 --out w/../full/deeper": "--out w/../full/deeper is inside full, which stays as it is",
+    "grow full --stage 1 --out full/deeper": "--out full/deeper is inside full, which does not change",
+    "grow full --stage 1 --out w/../full/deeper": "--out w/../full/deeper is inside full, which does not change",
     "grow full --stage 1 --out w --blocks -1": "--blocks -1 must be at least 1",
     "grow full --stage 1 --out w --postion 1": "did you mean --position?",
     "summary resnet5": "did you mean resnet5",

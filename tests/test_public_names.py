@@ -11,6 +11,13 @@ import resnet_jax
 
 PROMISED = [
     "create_model",
+    "create_state",
+    "train_step",
+    "Trainer",
+    "EarlyStopping",
+    "by_path",
+    "from_torch",
+    "to_torch",
     "list_models",
     "Residual",
     "ResNeXtBlock",
@@ -26,7 +33,7 @@ def test_what_is_promised_is_there():
     assert set(PROMISED) <= set(resnet_jax.__all__)
 
 
-@pytest.mark.parametrize("package", ["", ".models", ".ops", ".data", ".training"])
+@pytest.mark.parametrize("package", ["", ".models", ".ops", ".data", ".interop", ".runs", ".cli"])
 def test_every_public_name_exists_once(package):
     module = importlib.import_module("resnet_jax" + package)
     assert len(set(module.__all__)) == len(module.__all__)
@@ -46,6 +53,8 @@ def test_every_public_name_exists_once(package):
         ("layer_summary", "model, input_shape"),
         ("fit", "config"),
         ("load", "run_dir"),
+        ("create_state", "model, optimizer, image_shape, seed=0"),
+        ("train_step", "state, batch, axis_name=None"),
     ],
 )
 def test_the_first_arguments(name, arguments):
@@ -53,6 +62,12 @@ def test_the_first_arguments(name, arguments):
     parameters = inspect.signature(getattr(resnet_jax, name)).parameters.values()
     plain = [p.replace(annotation=p.empty) for p in parameters]
     assert ", ".join(map(str, plain)).startswith(arguments)
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="module 'resnet_jax' has no attribute 'Resnet18'"):
+        resnet_jax.Resnet18  # noqa: B018
+    assert dir(resnet_jax) == sorted(resnet_jax.__all__)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnext18", "resnext34"])

@@ -1,11 +1,11 @@
-// Batch norm over the last axis in training mode, in four calls so that the statistics may cross devices
-// between them:
+// Batch norm over the last axis in training mode, in four calls. Between them the statistics can be averaged
+// over devices:
 //
 //   moments(x) -> mean, var;            normalise(x, mean, var, ...) -> y
 //   gradient_sums(x, dy, ...) -> sums;  gradient(x, dy, mean of sums, ...) -> dx
 //
-// Each is one pass over memory. The second of each pair goes through the rows backwards: what the first
-// read last is still in the cache.
+// Each call is one pass over memory. The second call of each pair visits the rows in reverse order, since the rows
+// that the first call read last are still in the cache.
 #include <cmath>
 #include <stdexcept>
 
@@ -17,7 +17,7 @@
 namespace resnet_jax {
 namespace {
 
-using Channels = ffi::Buffer<ffi::F32, 1>;  // one float a channel; empty where an operand is left out
+using Channels = ffi::Buffer<ffi::F32, 1>;  // one float per channel; empty if the operand is missing
 using ChannelsOut = ffi::Result<Channels>;
 
 int64_t ChannelsOf(const ffi::AnyBuffer& x) {
@@ -42,7 +42,7 @@ T* DataOf(const ffi::AnyBuffer& buffer) {
   return buffer.element_count() == 0 ? nullptr : static_cast<T*>(buffer.untyped_data());
 }
 
-// The per-channel numbers of one call, made from statistics and parameters.
+// The numbers per channel of one call, computed from statistics and parameters.
 struct Coefficients {
   std::vector<float> scale, offset, inverse_deviation;
 
@@ -58,8 +58,8 @@ struct Coefficients {
   Affine affine() const { return {scale.data(), offset.data()}; }
 };
 
-// dx = a * g + b * (x - mean) + c: the gradient of batch norm, once the means over all rows of g and of
-// g * normalised(x) are known.
+// dx = a * g + b * (x - mean) + c: the gradient of batch norm, given the means over all rows of g and of
+// g * normalised(x).
 struct GradientCoefficients {
   std::vector<float> a, b, c;
 
@@ -72,8 +72,8 @@ struct GradientCoefficients {
   }
 };
 
-// x -> mean, biased variance. Squares are summed about the first row, which keeps their digits when the
-// mean is far from zero.
+// x -> mean, biased variance. The first row is subtracted before squaring, which keeps the precision if the mean is
+// far from zero.
 ffi::Error Moments(ffi::AnyBuffer x, ChannelsOut mean, ChannelsOut var) {
   return Guarded("batch norm moments", [&] {
     const int64_t channels = ChannelsOf(x), rows = x.element_count() / channels;
@@ -124,8 +124,8 @@ ffi::Error Normalise(ffi::AnyBuffer x, Channels mean, Channels var, Channels gam
   }, x, residual);
 }
 
-// Sums over rows of g and of g * normalised(x), where g is dy after the ReLU's mask; g itself goes to
-// dresidual if that is wanted. y is empty where the mask follows from x alone (no residual).
+// Sums over rows of g and of g * normalised(x), where g is dy masked by the ReLU. g is stored in dresidual
+// if requested. y is empty if there is no residual: then the mask is computed from x.
 ffi::Error GradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer y, Channels mean, Channels var,
                         Channels gamma, Channels beta, ChannelsOut sum, ChannelsOut product,
                         ffi::Result<ffi::AnyBuffer> dresidual, float epsilon, bool relu) {
@@ -178,7 +178,7 @@ ffi::Error Gradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, Channels mean, Channels
   }, x, dy);
 }
 
-// Max-pool of relu(batch norm of x), without writing the normalised activations to memory.
+// Max-pool of relu(batch norm of x), without storing the normalised activations.
 ffi::Error NormalisePool(ffi::AnyBuffer x, Channels mean, Channels var, Channels gamma, Channels beta,
                          ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::Buffer<ffi::U8>> index, float epsilon,
                          Ints window, Ints strides, Ints padding) {
@@ -197,7 +197,7 @@ ffi::Error NormalisePool(ffi::AnyBuffer x, Channels mean, Channels var, Channels
   }, x, *y);
 }
 
-// As GradientSums for NormalisePool. The index says where ReLU let a maximum through.
+// GradientSums for NormalisePool. The index tells where the maximum was positive.
 ffi::Error PoolGradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Buffer<ffi::U8> index, Channels mean,
                             Channels var, ChannelsOut sum, ChannelsOut product, float epsilon, Ints window,
                             Ints strides, Ints padding) {

@@ -14,7 +14,7 @@ using Ints = ffi::Span<const int64_t>;
 
 enum Direction : int64_t { kForward, kBackwardData, kBackwardWeights };
 
-// One convolution as oneDNN sees it: dimensions in (N, C, H, W) order whatever the memory layout.
+// One convolution in terms of oneDNN: its dimensions are in (N, C, H, W) order for every memory layout.
 struct Geometry {
   Dims x, w, y, strides, pad_low, pad_high;
   int64_t groups;
@@ -51,9 +51,9 @@ struct Geometry {
   memory::desc X() const { return {x, type, memory::format_tag::nhwc}; }
   memory::desc Y() const { return {y, type, memory::format_tag::nhwc}; }
   memory::desc Bias() const { return {{y[1]}, memory::data_type::f32, memory::format_tag::a}; }
-  // The layout that is fastest for the primitive, in the type it multiplies.
+  // The fastest layout for the primitive, in the type of its products.
   memory::desc AnyWeights(memory::data_type t) const { return {w, t, memory::format_tag::any}; }
-  // The caller's layout: HWIO, of which the last axis runs over all groups' outputs.
+  // The caller's layout: HWIO. The last axis contains the outputs of all groups.
   memory::desc UserWeights() const {
     const size_t o = groups > 1 ? 1 : 0;  // a groups axis comes first
     const int64_t out = w[o] * groups, in = w[o + 1], width = w[o + 3];
@@ -63,14 +63,14 @@ struct Geometry {
   }
 };
 
-// A convolution primitive and the weight conversion that belongs to it.
+// A convolution primitive and its weight conversion.
 struct Plan {
   dnnl::primitive primitive;
-  memory::desc weights;        // as the primitive wants (or gives) them
+  memory::desc weights;        // the layout of the primitive
   memory::desc scratchpad;
   dnnl::reorder convert;       // user -> primitive, or primitive -> user for the weight gradient
   memory::desc convert_scratchpad;
-  bool direct = false;         // the primitive takes the user's layout as it is
+  bool direct = false;         // the primitive uses the user's layout
 };
 
 dnnl::primitive_attr ScratchpadFromUs() {
@@ -136,7 +136,7 @@ class Call {
     return converted;
   }
 
-  // Where the primitive writes the weight gradient; StoreWeights brings it home.
+  // Where the primitive writes the weight gradient; StoreWeights converts it to the user's layout.
   memory WeightsGradient(void* user) {
     return Wrap(plan_->weights, plan_->direct ? user : turn_.weights().Reserve(plan_->weights.get_size()));
   }

@@ -1,4 +1,4 @@
-// Chooses the row kernels for the instruction set of this machine, once.
+// Selects the row kernels for the instruction set of this machine, once per process.
 #include "row_kernels.h"
 
 namespace resnet_jax {

@@ -1,5 +1,5 @@
-// Max-pool of NHWC activations. The forward call keeps one byte a pooled pixel, which of its window won,
-// so that the gradient is a gather: no second forward pass, no scatter, the same sum order every time.
+// Max-pool of NHWC activations. The forward call stores one byte per pooled pixel: the index of the
+// maximum in its window. So the gradient is a gather without a second forward pass, and always sums in one order.
 #include "pooling.h"
 
 namespace resnet_jax {

@@ -1,4 +1,4 @@
-// Loops over chunks of rows on all cores of the turn.
+// Loops over chunks of rows, on all cores of the Turn.
 #pragma once
 
 #include <algorithm>
@@ -8,15 +8,15 @@
 
 namespace resnet_jax {
 
-// body(i) for i in [0, count), split into one contiguous range a thread. body must not throw.
+// body(i) for i in [0, count), split into one contiguous range per thread. body must not throw.
 template <typename Body>
 void Parallel(const Turn& turn, int64_t count, Body body) {
 #pragma omp parallel for schedule(static) num_threads(turn.threads())
   for (int64_t i = 0; i < count; ++i) body(i);
 }
 
-// Rows cut into chunks that fit the first-level cache. The cut depends on the shape alone, so that sums
-// over chunks are the same to the last bit on any number of threads.
+// Rows split into chunks that fit the first-level cache. The split depends on the shape only, so sums over chunks
+// are bit-identical for any number of threads.
 struct Chunks {
   int64_t rows, rows_per_chunk, count;
 

@@ -1,4 +1,4 @@
-// Max-pool over whole batches, row by row on all cores; shared by max_pool.cc and batch_norm.cc.
+// Max-pool over a whole batch, parallel over rows; max_pool.cc and batch_norm.cc use it.
 #pragma once
 
 #include <omp.h>
@@ -23,7 +23,7 @@ inline Window WindowOf(const ffi::AnyBuffer& x, const ffi::AnyBuffer& pooled, In
   return {in[1], in[2], in[3], out[1], out[2], window[0], window[1], strides[0], strides[1], padding[0], padding[2]};
 }
 
-// Pools `images` images; index gets the winners. affine may be null.
+// Pools `images` images; index receives the place of each maximum in its window. affine may be null.
 template <typename T>
 void PoolRows(const Turn& turn, const T* x, int64_t images, const Window& p, const Affine* affine, T* y,
               uint8_t* index) {
@@ -34,8 +34,8 @@ void PoolRows(const Turn& turn, const T* x, int64_t images, const Window& p, con
   });
 }
 
-// body(row, gradient) for every row of pixels of every image: the max-pool gradient of that row as floats,
-// in memory that stays in the core's cache.
+// Calls body(row, gradient) for every row of pixels of every image. gradient is the max-pool gradient of the row,
+// as floats, in a buffer that stays in the cache of the core.
 template <typename T, typename Body>
 void ForPixelRows(const Turn& turn, const T* dy, const uint8_t* index, int64_t images, const Window& p, Body body) {
   const int64_t pooled_size = p.pooled_height * p.pooled_width * p.channels, row_size = p.width * p.channels;

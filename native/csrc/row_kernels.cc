@@ -1,6 +1,6 @@
-// Compiled once per instruction set (ROW_KERNELS_ISA = v2, v3, v4); see CMakeLists.txt for why nothing of
-// the standard library's templates may be used here. GCC's vector extension gives 16 lanes everywhere and
-// is lowered to what the instruction set has.
+// Compiled once per instruction set (ROW_KERNELS_ISA = v2, v3, v4); CMakeLists.txt explains why it uses no
+// templates of the standard library. GCC's vector extension has 16 lanes here; GCC compiles it to the vectors of the
+// instruction set.
 #include "row_kernels.h"
 
 namespace resnet_jax {
@@ -16,12 +16,12 @@ typedef uint8_t Bytes __attribute__((vector_size(16)));
 
 #define INLINE inline __attribute__((always_inline))
 
-// The number of lanes in use, known to the compiler in all blocks of 16 channels but the last.
+// The number of lanes in use. It is a constant, 16, in all blocks of channels but the last.
 struct AllLanes {
   constexpr operator int64_t() const { return kLanes; }
 };
 
-// body(c, lanes) for every block of channels that starts at c.
+// Calls body(c, lanes) for every block of channels; c is its first channel.
 template <typename Body>
 INLINE void ForBlocks(int64_t channels, Body body) {
   int64_t c = 0;
@@ -78,7 +78,7 @@ template <typename T>
 void Moments(const T* x, int64_t rows, int64_t channels, const float* shift, float* sum, float* square) {
   ForBlocks(channels, [&](int64_t c, auto lanes) __attribute__((always_inline)) {
     const Floats origin = Load(shift + c, lanes);
-    Floats sums[2] = {}, squares[2] = {};  // two chains hide the latency of the additions
+    Floats sums[2] = {}, squares[2] = {};  // two independent sums hide the latency of additions
     const auto add = [&](int64_t row, int chain) __attribute__((always_inline)) {
       const Floats v = Load(x + row * channels + c, lanes) - origin;
       sums[chain] += v;
@@ -192,7 +192,7 @@ void GradientOfFloat(const T* x, const float* dy, int64_t rows, int64_t channels
 inline int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One (pixel, window) pair: where the other one's channels start, and the pixel's index in the window.
+// One (pixel, window) pair: the offset of the other one's channels, and the index of the pixel in the window.
 struct Tap {
   int64_t at;
   int32_t index;
@@ -220,7 +220,7 @@ void MaxPoolAs(const T* image, const Window& p, int64_t pooled_row, const Affine
       for (int tap = 0; tap < count; ++tap) {
         Floats v = Load(image + taps[tap].at + c, lanes);
         if (kAffine) v = v * scale + offset;
-        const Words wins = (v > best) | (v != v);  // a NaN is seen, as XLA and PyTorch do
+        const Words wins = (v > best) | (v != v);  // NaN is the maximum, as in XLA and PyTorch
         best = wins ? v : best;
         winner = wins ? Words{} + taps[tap].index : winner;
       }
@@ -241,7 +241,7 @@ void MaxPool(const T* image, const Window& window, int64_t pooled_row, const Aff
 
 // First window along one axis that covers the pixel.
 inline int64_t FirstCover(int64_t pixel, int64_t pad, int64_t window, int64_t stride) {
-  const int64_t beyond = pixel + pad - window;  // the last start that does not reach the pixel
+  const int64_t beyond = pixel + pad - window;  // the last window start that does not cover the pixel
   return beyond < 0 ? 0 : beyond / stride + 1;
 }
 

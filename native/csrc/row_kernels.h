@@ -1,27 +1,27 @@
 // The vectorised inner loops of batch norm and max-pool, over rows of channels.
 //
 // A row is the C channels of one pixel, contiguous. Activations are float or bfloat16 (as uint16_t);
-// everything per channel is float. The kernels are single-threaded and know nothing of XLA or oneDNN.
+// numbers per channel are float. The kernels are single-threaded and independent of XLA and oneDNN.
 #pragma once
 
 #include <cstdint>
 
 namespace resnet_jax {
 
-// y = x * scale + offset, channel by channel, is batch norm once the statistics are known.
+// Batch norm with known statistics: y = x * scale + offset for each channel.
 struct Affine {
   const float* scale;
   const float* offset;
 };
 
-// A max-pool window over images of height x width pixels. Padding pixels never win.
+// A max-pool window over images of height x width pixels. Padding pixels are ignored.
 struct Window {
   int64_t height, width, channels;
   int64_t pooled_height, pooled_width;
   int64_t window_h, window_w, stride_h, stride_w, pad_top, pad_left;
 };
 
-// The index that max-pool stores for "no pixel gets the gradient", as ReLU cut the maximum off.
+// The index that max-pool stores if no pixel gets the gradient, because ReLU set the maximum to 0.
 constexpr uint8_t kNoPixel = 255;
 
 // T is float or uint16_t (bfloat16).
@@ -33,8 +33,8 @@ struct RowKernels {
   // y = relu?(affine(x) + residual?); residual may be null.
   void (*normalise)(const T* x, const T* residual, int64_t rows, int64_t channels, Affine affine, bool relu, T* y);
 
-  // sum[c] = sum of g, product[c] = sum of g * (x - mean), where g is dy where the output was positive:
-  // the output is y if given, else affine(x) if relu, else no mask. g itself goes to dresidual if given.
+  // sum[c] = sum of g, product[c] = sum of g * (x - mean). g is dy where the output is positive, else 0. The output
+  // is y if given, else affine(x) if relu; otherwise g is dy. g is stored in dresidual if given.
   void (*gradient_sums)(const T* x, const T* dy, const T* y, int64_t rows, int64_t channels, const float* mean,
                         Affine affine, bool relu, T* dresidual, float* sum, float* product);
   void (*gradient_sums_of_float)(const T* x, const float* dy, int64_t rows, int64_t channels, const float* mean,
@@ -46,13 +46,13 @@ struct RowKernels {
   void (*gradient_of_float)(const T* x, const float* dy, int64_t rows, int64_t channels, const float* mean,
                             const float* a, const float* b, const float* c, T* dx);
 
-  // One row of pooled pixels, and which pixel of each window won (the first of equals, counted along
-  // rows). With an affine, pools relu(affine(x)).
+  // One row of pooled pixels, and the index of the maximum in each window (the first of equal ones, counted along
+  // rows). With an affine, it pools relu(affine(x)).
   void (*max_pool)(const T* image, const Window& window, int64_t pooled_row, const Affine* affine, T* y,
                    uint8_t* index);
 
-  // The gradient of one row of pixels from the pooled ones: pixel by pixel the sum over the windows that
-  // it won. Exactly one of the two outputs is given.
+  // The gradient of one row of pixels: for each pixel, the sum over the windows whose maximum it is. Exactly one of
+  // the two outputs is given.
   void (*max_pool_gradient)(const T* dy, const uint8_t* index, const Window& window, int64_t row, T* dx,
                             float* dx_float);
 };

@@ -88,7 +88,7 @@ void ExpectWrites(void* data, size_t bytes) {
   const uintptr_t first = reinterpret_cast<uintptr_t>(data);
   const uintptr_t begin = first / kHugePage * kHugePage;
   const uintptr_t end = (first + bytes + kHugePage - 1) / kHugePage * kHugePage;
-  // Advice: a refusal changes nothing, and what is not mapped is passed over.
+  // This is advice: if the kernel refuses, the results are the same. Unmapped pages are skipped.
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 

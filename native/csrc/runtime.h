@@ -1,4 +1,4 @@
-// What every operation shares: the lock, the threads, the scratch memory, the plan cache, the errors.
+// Shared by all operations: the lock, the threads, the scratch memory, the plan cache, the errors.
 #pragma once
 
 #include <cstddef>
@@ -23,14 +23,14 @@ namespace ffi = ::xla::ffi;
   extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, implementation, __VA_ARGS__)
 
-// Memory that grows to the largest request and is then reused. Only the holder of the turn may touch it.
-// Never freed: the process has three, and XLA's threads may outlive static objects.
+// Memory that grows to the largest request and is then reused. Only the holder of the Turn may use it. It is never
+// freed: a process has three of them, and threads of XLA may outlive static objects.
 class Scratch {
  public:
   Scratch() = default;
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  void* Reserve(size_t bytes);  // 64-byte aligned; what was there before is lost
+  void* Reserve(size_t bytes);  // 64-byte aligned; earlier contents are lost
 
  private:
   void* data_ = nullptr;
@@ -39,10 +39,9 @@ class Scratch {
 
 // The right to run on the machine's cores, held for one FFI call.
 //
-// XLA runs independent calls on several of its threads at once. Each would start an OpenMP team of its
-// own, and the teams' spinning barriers would starve one another (5 ms calls became 500 ms), so calls
-// take turns: each has all cores while it runs. Taking the turn also sets the team's size from the
-// calling thread's CPU affinity, which may have changed since libgomp was loaded.
+// XLA runs independent calls on several threads at once. Without the lock each call starts its own OpenMP team, and
+// the spinning barriers of the teams block each other (calls of 5 ms took 500 ms). The constructor also sets the
+// team's size to the CPU affinity of the calling thread, which may have changed since libgomp was loaded.
 class Turn {
  public:
   Turn();
@@ -58,23 +57,23 @@ class Turn {
   int threads_;
 };
 
-// Everything that decides which code oneDNN makes: dimensions, attributes, data type, thread count.
+// Everything that determines the code that oneDNN generates: dimensions, attributes, data type, thread count.
 using PlanKey = std::vector<int64_t>;
 
 struct PlanKeyHash {
   size_t operator()(const PlanKey& key) const;
 };
 
-// Primitives by key. Making one costs milliseconds of code generation, finding one well under a microsecond.
+// Primitives by key. Creating one takes milliseconds, as oneDNN generates code; a lookup takes under a microsecond.
 template <typename Plan>
 class PlanCache {
  public:
-  // Make is called at most once a key; guarded by the Turn that the caller holds.
+  // Calls make at most once per key. The Turn of the caller is the lock.
   template <typename Make>
   Plan& Get(const Turn&, const PlanKey& key, Make make) {
     auto found = plans_.find(key);
     if (found != plans_.end()) return *found->second;
-    if (plans_.size() >= kCapacity) plans_.clear();  // a program with this many shapes compiles all day anyway
+    if (plans_.size() >= kCapacity) plans_.clear();  // such a program compiles for hours anyway
     return *plans_.emplace(key, std::make_unique<Plan>(make())).first->second;
   }
 
@@ -83,9 +82,8 @@ class PlanCache {
   std::unordered_map<PlanKey, std::unique_ptr<Plan>, PlanKeyHash> plans_;
 };
 
-// Asks for 2 MiB pages (x86-64's) under a buffer of 64 KiB or more that is about to be written, and so for what else
-// lies on the pages that it begins and ends on. XLA maps its temporary memory anew each step; with 4 KiB pages the kernel
-// spent a tenth of a ResNet-18 step at 96x96, and a third at 28x28, handing them out one by one.
+// Requests 2 MiB pages for a buffer of 64 KiB or more before it is written. XLA maps its temporary memory again in
+// each step. With 4 KiB pages, page faults took a tenth of a ResNet-18 step at 96x96, and a third at 28x28.
 void ExpectWrites(void* data, size_t bytes);
 
 template <typename Buffer>
@@ -99,8 +97,8 @@ inline bool IsFloatOrBfloat16(const ffi::AnyBuffer& buffer) {
   return buffer.element_type() == ffi::F32 || buffer.element_type() == ffi::BF16;
 }
 
-// Runs body and turns whatever it throws into an FFI error that names the operation and its operands;
-// nothing may be thrown into XLA.
+// Runs body and converts any exception into an FFI error that names the operation and its operands. XLA does not
+// catch exceptions.
 template <typename Body, typename... Buffers>
 ffi::Error Guarded(const char* operation, Body body, const Buffers&... buffers) {
   std::string reason;

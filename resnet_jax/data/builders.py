@@ -1,4 +1,4 @@
-"""The TFDS builder that needs no tensorflow. It imports TFDS (0.3 s), so import it only to prepare data."""
+"""A TFDS builder that works without TensorFlow. It imports TFDS (0.3 s): import it only to prepare data."""
 
 import contextlib
 import functools
@@ -14,26 +14,27 @@ from tensorflow_datasets.core.download.checksums import UrlInfo
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.utils import Size
 
+from resnet_jax.data.dataset import Arrays
 from resnet_jax.data.prepared import VERSION, builder_name, prepared_dir
 from resnet_jax.data.sources import download_error, read_files
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, digests_of
+from resnet_jax.data.specs import DatasetSpec, Splits, digests_of
 from resnet_jax.errors import DataError
 
 
 class RawImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Images as raw bytes (TFDS's own PNG features need tensorflow), in the order of the official files.
+    """Images stored as raw bytes, in the order of the official files. TFDS's PNG features need TensorFlow.
 
-    The stock reader reads it: tfds.builder_from_directory(DIR).as_data_source("train").
-    The content's digests go into metadata.json, so that data read back can be checked.
+    TFDS reads the result: tfds.builder_from_directory(DIR).as_data_source("train").
+    metadata.json stores the digests of the content, so that prepared.py can check the data it reads.
     """
 
     VERSION = tfds.core.Version(VERSION)
     spec: DatasetSpec
-    source: Splits | None = None  # arrays that take the place of the download
+    source: Splits | None = None  # arrays to use instead of the download
 
     @functools.cached_property
     def digests(self) -> tfds.core.MetadataDict:
-        """Becomes metadata.json; filled when the arrays are there."""
+        """TFDS writes it to metadata.json. _split_generators fills it once the arrays are read."""
         return tfds.core.MetadataDict()
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -61,17 +62,17 @@ class RawImages(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def builder_class(spec: DatasetSpec) -> type[RawImages]:
-    """The builder of `spec`; TFDS takes the name and the registered checksums from the class."""
+    """The builder class of `spec`. TFDS reads the name and the registered checksums from the class."""
     url_infos = {spec.url + file.name: UrlInfo(Size(file.size), file.sha256, file.name) for file in spec.files}
     attributes = {"name": builder_name(spec), "spec": spec, "url_infos": url_infos}
     return type("RawImages", (RawImages,), attributes, skip_registration=True)
 
 
 def prepare(spec: DatasetSpec, data_dir: Path, source: Splits | None) -> None:
-    """Writes the data set under `data_dir`, from `source` or else the download.
+    """Writes the data set into `data_dir`, from `source` or else from the download.
 
-    TFDS writes into a folder incomplete.* and renames it at the end, so what is there is whole; a
-    second process that was faster is fine. Raises DownloadError, or DataError if it cannot be written.
+    TFDS writes to a folder incomplete.* and renames it at the end, so the final folder is always complete.
+    If another process finished first, its folder is kept. Raises DownloadError, or DataError if writing fails.
     """
     config = tfds.download.DownloadConfig(force_checksums_validation=True, try_download_gcs=False)
     try:
@@ -91,7 +92,7 @@ def prepare(spec: DatasetSpec, data_dir: Path, source: Splits | None) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS prints two lines and draws bars; the caller's log says the same in one line."""
-    tfds.disable_progress_bar()  # and with them tqdm's monitor thread: a process that ended was seen to wait for it
+    """Silences the lines and bars of TFDS; the caller's log reports the same in one line."""
+    tfds.disable_progress_bar()  # this also avoids tqdm's monitor thread, which once blocked the exit of a process
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

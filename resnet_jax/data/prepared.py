@@ -1,4 +1,4 @@
-"""Reads back what builders.py wrote, through TFDS's as_data_source: 70,000 images in 2 s, in the official order."""
+"""Reads what builders.py wrote, with TFDS's as_data_source: 70,000 images in 2 s, in the official order."""
 
 import json
 from pathlib import Path
@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, digests_of
+from resnet_jax.data.dataset import Arrays
+from resnet_jax.data.specs import DatasetSpec, Splits, digests_of
 from resnet_jax.errors import DataError
 
 VERSION = "1.0.0"  # of the layout
 
 
 def builder_name(spec: DatasetSpec) -> str:
-    """Not the stock name: a stock preparation (PNG, shuffled) in the same data_dir stays apart."""
+    """Differs from the name in TFDS, whose own preparation (PNG, shuffled) may be in the same data_dir."""
     return f"{spec.name}_raw"
 
 
@@ -22,15 +23,15 @@ def prepared_dir(spec: DatasetSpec, data_dir: Path) -> Path:
 
 
 def read_prepared(spec: DatasetSpec, folder: Path) -> Splits:
-    """The arrays in `folder`; their digests are those of the table, or else those recorded by builders.py."""
-    import tensorflow_datasets as tfds  # 0.3 s, which whoever imports a model need not wait for
+    """The arrays in `folder`. Checks their digests against the table, or else against those in metadata.json."""
+    import tensorflow_datasets as tfds  # late, because it takes 0.3 s
 
     try:
         digests = json.loads((folder / "metadata.json").read_text())["digests"]
         builder = tfds.builder_from_directory(folder)
         train = _read_split(builder, "train", spec.num_train)
         test = _read_split(builder, "test", spec.num_test)
-    except Exception as error:  # TFDS, array_record and protobuf each raise their own of a damaged file
+    except Exception as error:  # for a damaged file, TFDS, array_record and protobuf raise different errors
         raise _damaged(folder, " ".join(str(error).split())) from error
     splits = Splits(train, test)
     expected = spec.digests._asdict() if spec.digests else digests
@@ -47,6 +48,6 @@ def _read_split(builder: Any, split: str, count: int) -> Arrays:
     source = builder.as_data_source(split)
     if len(source) != count:
         raise ValueError(f"{len(source)} {split} records, expected {count}")
-    records = source.__getitems__(range(count))  # in one call, which is what makes it quick
+    records = source.__getitems__(range(count))  # one call for all records is much faster than one call per record
     labels = np.fromiter((record["label"] for record in records), np.int32, count)
     return Arrays(np.stack([record["image"] for record in records]), labels)

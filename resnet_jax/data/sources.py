@@ -1,4 +1,4 @@
-"""From the official files to checked arrays, and whether their server answers. Nothing here writes."""
+"""Reads the official files into checked arrays, and checks that their server answers. Writes nothing."""
 
 import gzip
 import hashlib
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.specs import Arrays, DatasetSpec, Splits, idx_header
+from resnet_jax.data.dataset import Arrays
+from resnet_jax.data.specs import DatasetSpec, Splits, idx_header
 from resnet_jax.errors import DataError
 
 IDX_CONTENT = {idx_header((0,))[:4]: "labels", idx_header((0, 0, 0))[:4]: "images"}
@@ -20,14 +21,14 @@ CIFAR10_TEST = ("cifar-10-batches-bin/test_batch.bin",)
 
 
 class DownloadError(DataError):
-    """The server cannot be reached, or what it sends is not the data set."""
+    """The server cannot be reached, or it sends something else than the data set."""
 
 
 def read_folder(spec: DatasetSpec, folder: Path) -> Splits:
-    """The arrays of the official files in `folder`, all checks passed.
+    """The arrays of the official files in `folder`, after all checks.
 
-    Where the content's digests are known, any gzip recompression (Debian's) will do; else only the
-    registered files. Raises DataError with the file, what was found, what is expected and what to do.
+    If the digests of the content are known, files compressed again (Debian's) are accepted; otherwise only the
+    registered files are. Raises DataError with the file, what was found, what is expected and what to do.
     """
     if not folder.is_dir():
         raise DataError(f"the data folder {folder} is not a folder; put {file_names(spec)} from {spec.url} in one")
@@ -41,7 +42,7 @@ def read_folder(spec: DatasetSpec, folder: Path) -> Splits:
 
 
 def read_files(spec: DatasetSpec, paths: tuple[Path, ...]) -> Splits:
-    """The arrays of `paths`, in the order of spec.files: shapes, counts, digests and labels are checked."""
+    """The arrays of `paths`, which are in the order of spec.files. Checks shapes, counts, digests and labels."""
     return _read_idx_files(spec, paths) if spec.layout == "idx" else _read_cifar10(spec, paths[0])
 
 
@@ -55,7 +56,7 @@ def _wrong(spec: DatasetSpec, path: Path, found: str, expected: str) -> DataErro
 
 def _check_registered(spec: DatasetSpec, paths: tuple[Path, ...]) -> None:
     for file, path in zip(spec.files, paths, strict=True):
-        if (size := path.stat().st_size) != file.size:  # first, so that a huge file is not read at all
+        if (size := path.stat().st_size) != file.size:  # checked first, so that a huge file is not read
             raise _wrong(spec, path, f"has {size} bytes", f"the official file's {file.size}")
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -76,7 +77,7 @@ def _read_idx_files(spec: DatasetSpec, paths: tuple[Path, ...]) -> Splits:
 def _read_idx(spec: DatasetSpec, path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndarray:
     header = idx_header(shape)
     size = len(header) + math.prod(shape)
-    content = _gunzip(spec, path, size + 1)  # one byte too many tells enough: no bomb unpacks
+    content = _gunzip(spec, path, size + 1)  # one byte too many proves the file wrong; the rest is not unpacked
     if content[:4] != header[:4]:
         found = IDX_CONTENT.get(content[:4], "no idx file")
         expected = f"0x{header[:4].hex()} ({IDX_CONTENT[header[:4]]})"
@@ -98,7 +99,7 @@ def _times(shape: tuple[int, ...]) -> str:
 
 
 def _gunzip(spec: DatasetSpec, path: Path, limit: int) -> bytes:
-    """At most `limit` bytes of the unpacked file; gzip verifies its own checksum where the file ends."""
+    """At most `limit` bytes of the unpacked file. At the end of the file, gzip verifies its checksum."""
     try:
         with gzip.open(path) as stream:
             return stream.read(limit)
@@ -120,7 +121,7 @@ def _split(spec: DatasetSpec, images: np.ndarray, labels: np.ndarray) -> Arrays:
 
 
 def _read_cifar10(spec: DatasetSpec, path: Path) -> Splits:
-    """Records of a label byte and 3 x 32 x 32 bytes, channels first.
+    """Each record is a label byte and 3 x 32 x 32 bytes, channels first.
 
     Source: https://www.cs.toronto.edu/~kriz/cifar.html
     """
@@ -157,10 +158,10 @@ def _member(archive: tarfile.TarFile, name: str) -> bytes:
 
 
 def check_server(spec: DatasetSpec, seconds: float) -> None:
-    """Returns once the server sends the first file's first byte; DownloadError after `seconds` at the latest.
+    """Returns when the server has sent the first byte of the first file. Else DownloadError within `seconds`.
 
-    The question is asked in a thread of its own because neither a name server that does not answer
-    nor a server that trickles its headers heeds the timeouts of requests.
+    The request runs in a thread, because the timeouts of requests do not cover a name server that does not
+    answer, or a server that sends its headers very slowly.
     """
     url = spec.url + spec.files[0].name
     answer: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -174,8 +175,8 @@ def check_server(spec: DatasetSpec, seconds: float) -> None:
 
 
 def _ask(url: str, seconds: float) -> str:
-    """What is wrong with `url`, or "". requests honours the proxies of the environment, as TFDS then does."""
-    import requests  # 0.1 s, for the cold path only
+    """The problem with `url`, or "". requests uses the proxies of the environment, and so does TFDS later."""
+    import requests  # late, because it takes 0.1 s and prepared data need no download
 
     try:
         with requests.get(url, stream=True, timeout=seconds) as response:

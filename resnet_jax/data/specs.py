@@ -1,4 +1,4 @@
-"""The table of data sets, as plain data: what each holds, where it lies, and how it is recognised."""
+"""The table of named data sets: what each contains, where its files are, and their SHA-256 digests."""
 
 import hashlib
 import struct
@@ -7,16 +7,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-
-class Arrays(NamedTuple):
-    """One split. images: (N, H, W, C) uint8; labels: (N,) int32."""
-
-    images: np.ndarray
-    labels: np.ndarray
+from resnet_jax.data.dataset import Arrays
 
 
 class Splits(NamedTuple):
-    """A data set in the order of its official files."""
+    """A named data set, uint8, in the order of its official files."""
 
     train: Arrays
     test: Arrays
@@ -24,7 +19,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceFile:
-    """A file as its server gives it: name, bytes and sha256, the ones that TFDS registers for its URL."""
+    """A file on its server. size (in bytes) and sha256 are those that TFDS registers for its URL."""
 
     name: str
     size: int
@@ -32,7 +27,7 @@ class SourceFile:
 
 
 class Digests(NamedTuple):
-    """sha256 of each array in idx form: those of the uncompressed official files, where these are idx."""
+    """SHA-256 of each array in idx form. If the official files are idx, these are their uncompressed digests."""
 
     train_images: str
     train_labels: str
@@ -45,10 +40,10 @@ class DatasetSpec:
     """One data set.
 
     files: in the order train images, train labels, test images, test labels (idx), or one archive (cifar10).
-    digests: None where no digest of the content is known; then only files with the registered sha256 will do.
-    mean_std: of the training images scaled to [0, 1]; None where not measured, so that none is guessed.
-    debian_dir, debian_package: where Debian puts the same files, recompressed.
-    digest_hint: what another digest may mean for whoever meets it.
+    digests: None if no digest of the content is known; then only files with the registered sha256 are accepted.
+    mean_std: of all official training images scaled to [0, 1]; None if nobody measured them here.
+    debian_dir, debian_package: where Debian installs the same files, recompressed.
+    digest_hint: what an unexpected digest may mean, for the error message.
     """
 
     name: str
@@ -79,7 +74,7 @@ def idx_header(shape: tuple[int, ...]) -> bytes:
 
 
 def digests_of(splits: Splits) -> Digests:
-    """The four digests; images of one channel are (N, H, W) and labels bytes, as in official idx files."""
+    """The four digests. As in official idx files, gray images are hashed as (N, H, W) and labels as bytes."""
     arrays = (splits.train.images, splits.train.labels, splits.test.images, splits.test.labels)
     return Digests(*map(_digest, arrays))
 

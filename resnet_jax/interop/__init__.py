@@ -1,4 +1,4 @@
-"""Weights in and out: PyTorch's state dicts, folders of converted weights, exported programs."""
+"""Import and export of weights: PyTorch state dicts, folders of converted weights, exported programs."""
 
 from resnet_jax.interop.files import Weights, load_weights, read_state_dict, save_weights, write_state_dict
 from resnet_jax.interop.torch_weights import fold_stem, from_torch, to_torch

@@ -1,4 +1,4 @@
-"""A network as a program: StableHLO in one file, which jax.export runs without this package."""
+"""Export of a network as a StableHLO program. jax.export runs the file without this package."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def export_program(
     predict: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int], path: str | Path
 ) -> int:
-    """Write predict, of uint8 images (N, H, W, C) for any N, for cpu, cuda and tpu; the file's bytes.
+    """Export `predict` for cpu, cuda and tpu to the file `path`, and return the file's size in bytes.
 
-    What predict closes over, such as weights, is in the file. To run it, with jax and flatbuffers alone:
+    predict: takes uint8 images (N, *image_shape) for any N. The file contains the arrays that predict closes over,
+    such as the weights. Running it needs only jax and flatbuffers:
 
         exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         probabilities = exported.call(images)
@@ -27,7 +28,7 @@ def export_program(
     path = Path(path)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-    with ops.cpu_kernels("xla"):  # another machine need not have our own
+    with ops.cpu_kernels("xla"):  # the native kernels may be missing on the machine that runs the file
         content = export.export(jax.jit(predict), platforms=PLATFORMS)(images).serialize()
     try:
         with whole_file(path) as part:

@@ -1,6 +1,6 @@
-"""State dicts in PyTorch's files, and the folder that converted weights are kept in.
+"""PyTorch files of state dicts, and folders of converted weights.
 
-Nothing is ever unpickled but by torch's own weights_only loader, which takes tensors alone.
+Only torch's weights_only loader unpickles a file. That loader accepts tensors and plain containers, and runs no code.
 """
 
 import dataclasses
@@ -23,12 +23,15 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin")
 VARIABLES_FILE = "variables.safetensors"
 WEIGHTS_FILE = "weights.json"
-NO_TORCH = "reading .pth needs PyTorch: pip install torch, or convert the file to .safetensors where torch is"
+NO_TORCH = "reading .pth needs PyTorch: pip install torch, or convert the file to .safetensors on a machine with torch"
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A network's weights. arch: a name of the table; options: create_model's, where they are not the table's."""
+    """The weights of a network.
+
+    arch: the architecture's name. options: arguments of create_model that differ from the architecture's defaults.
+    """
 
     arch: str
     options: dict[str, Any]
@@ -36,75 +39,78 @@ class Weights:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """The tensors of a .safetensors or a .pth file by name: numpy arrays, or torch's. InteropError, of one line."""
+    """Return the tensors of a .safetensors file (numpy) or a .pth file (torch) by name.
+
+    Raises InteropError if the file cannot be read.
+    """
     path = Path(path)
     check_file(path)
     if path.suffix == SAFETENSORS:
         return read_safetensors(path)
     if path.suffix in PICKLES:
         return read_pth(path)
-    raise InteropError(f"{path}: unknown kind of file; give {SAFETENSORS} or {', '.join(PICKLES)}")
+    raise InteropError(f"{path}: unknown file type; use {SAFETENSORS} or {', '.join(PICKLES)}")
 
 
 def check_file(path: Path) -> None:
-    """Raise InteropError where there is no file to read."""
+    """Raise InteropError if the file does not exist."""
     if path.is_dir():
-        raise InteropError(f"{path} is a folder; give a {SAFETENSORS} or .pth file (--to-torch makes one of ours)")
+        raise InteropError(f"{path} is a folder; give a {SAFETENSORS} or .pth file (convert --to-torch writes one)")
     if not path.is_file():
         raise InteropError(f"{path}: there is no such file")
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file; InteropError if its header is bad, or if they are not float32."""
+    """Return the tensors of a .safetensors file. Raises InteropError if the file is damaged or not float32."""
     try:
         with safetensors.safe_open(path, framework="np") as file:
             dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (no mapping)
-            # told here, since numpy has no name for some of them
+            # checked before the tensors are read: numpy lacks some of the types, such as bfloat16
             wrong = [f"{k} is {dtype}" for k, dtype in dtypes.items() if dtype != "F32" and not k.endswith(COUNTER)]
             if wrong:
-                raise InteropError(f"{path}: only float32 weights are taken: {listed(wrong)}; save model.float()'s")
+                raise InteropError(f"{path}: only float32 weights are supported: {listed(wrong)}; use model.float()")
             return {key: file.get_tensor(key) for key in dtypes}
     except (safetensors.SafetensorError, OSError) as error:
         raise InteropError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
 
 
 def read_pth(path: Path) -> dict[str, Any]:
-    """The tensors of a .pth file, by torch's weights_only loader. Its "state_dict" entry where it has one."""
+    """Return the tensors of a .pth file, or of its "state_dict" entry if it has one."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InteropError(f"{path}: {NO_TORCH}") from None
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # whatever its zip reader, unpickler and storages raise; its words advise weights_only=False
+    except Exception:  # torch raises many types; its own message recommends the unsafe weights_only=False
         raise InteropError(
-            f"{path}: damaged, or it holds more than tensors, of which nothing was run; save model.state_dict()"
+            f"{path}: damaged, or it contains objects other than tensors (none was run); save model.state_dict()"
         ) from None
     if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
         held = held["state_dict"]
     if not isinstance(held, Mapping):
-        raise InteropError(f"{path}: holds a {type(held).__name__}, not a state dict; save model.state_dict()")
+        raise InteropError(f"{path}: contains a {type(held).__name__}, not a state dict; save model.state_dict()")
     return dict(held)
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Write a .safetensors, or with torch a .pth file that torch.load(weights_only=True) reads; all of it or none."""
+    """Write a .safetensors or .pth file atomically. A .pth file needs torch; torch.load(weights_only=True) reads it."""
     path = Path(path)
     if path.suffix == SAFETENSORS:
         save = safetensors.numpy.save_file
     elif path.suffix in PICKLES:
         save = save_pth
     else:
-        raise InteropError(f"{path}: unknown kind of file; name it {SAFETENSORS} or .pth")
+        raise InteropError(f"{path}: unknown file type; use {SAFETENSORS} or .pth")
     try:
         with whole_file(path) as part:
             save(dict(state_dict), part)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # RuntimeError: torch's
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch raises RuntimeError
         raise InteropError(f"{path} cannot be written: {one_line(error)}") from None
 
 
 def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
-    """torch.save of the tensors."""
+    """Write the tensors with torch.save."""
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -113,12 +119,12 @@ def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def save_weights(folder: str | Path, weights: Weights) -> None:
-    """Keep weights in a folder, to be made or empty: the variables, and what network they are of."""
+    """Write the variables, the architecture and its options to a new or empty folder."""
     folder = Path(folder)
     flat = traverse_util.flatten_dict(weights.variables, sep="/")
     try:
         if folder.exists() and not folder.is_dir():
-            raise InteropError(f"{folder} is a file; give a folder to be made")
+            raise InteropError(f"{folder} is a file; give a new folder")
         if folder.is_dir() and any(folder.iterdir()):
             raise InteropError(f"{folder} exists and is not empty; give another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -131,12 +137,14 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
 
 
 def load_weights(folder: str | Path) -> Weights:
-    """The weights that save_weights kept; InteropError if they are not there or not what was kept."""
+    """Read the weights that save_weights wrote. Raises InteropError if they are missing or damaged."""
     folder = Path(folder)
     if not folder.exists():
-        raise InteropError(f"{folder}: there is no such folder; python -m resnet_jax convert makes one of weights")
+        raise InteropError(f"{folder}: there is no such folder; python -m resnet_jax convert makes a folder of weights")
     if not (folder / WEIGHTS_FILE).is_file():
-        raise InteropError(f"{folder}: no {WEIGHTS_FILE} there; python -m resnet_jax convert makes such a folder")
+        raise InteropError(
+            f"{folder}: there is no {WEIGHTS_FILE} in it; python -m resnet_jax convert makes such a folder"
+        )
     try:
         about = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
         arch, options, digest = about["arch"], about["options"], about["sha256"]
@@ -144,11 +152,11 @@ def load_weights(folder: str | Path) -> Weights:
         raise InteropError(f"{folder / WEIGHTS_FILE} is damaged ({one_line(error)}); convert again") from None
     check_file(folder / VARIABLES_FILE)
     if sha256(folder / VARIABLES_FILE) != digest:
-        raise InteropError(f"{folder / VARIABLES_FILE} is not what was written; convert again")
+        raise InteropError(f"{folder / VARIABLES_FILE} is damaged (its SHA-256 differs); convert again")
     return Weights(arch, options, traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/"))
 
 
 def sha256(path: Path) -> str:
-    """The digest of a file."""
+    """Return the SHA-256 digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

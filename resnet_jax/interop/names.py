@@ -1,4 +1,4 @@
-"""What PyTorch calls what: the keys and shapes of a network's state dict, from its Flax variables."""
+"""The keys and shapes of a network's PyTorch state dict, derived from its Flax variables."""
 
 from typing import Any, NamedTuple
 
@@ -11,17 +11,18 @@ from resnet_jax.models.summary import LeafPath, variable_shapes
 Shape = tuple[int, ...]
 
 SEED_KEYS = {"stem/conv": "net.0.0", "stem/bn": "net.0.1", "head": "net.last.2"}
-TORCHVISION_KEYS = {"stem/conv": "conv1", "stem/bn": "bn1", "bn": "bn1", "head": "fc"}  # bn: pre-activation's last
+# "bn" is the last batch norm of a pre-activation network
+TORCHVISION_KEYS = {"stem/conv": "conv1", "stem/bn": "bn1", "bn": "bn1", "head": "fc"}
 SHORTCUT_KEYS = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
 LEAF_KEYS = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
-COUNTER = "num_batches_tracked"  # what PyTorch's batch norm counts for momentum=None alone, and loads without
-# Flax axis -> PyTorch axis, by the number of axes: HWIO -> OIHW (grouped too), (in, out) -> (out, in)
+COUNTER = "num_batches_tracked"  # PyTorch uses it only for momentum=None; load_state_dict accepts its absence
+# Transposition for each number of axes: HWIO -> OIHW (also for grouped kernels), (in, out) -> (out, in)
 TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
 TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 
 
 class Leaf(NamedTuple):
-    """A leaf of the variables: its path and its shape, in Flax's layout."""
+    """The path and the shape of a leaf of the variables, in Flax's layout."""
 
     path: LeafPath
     shape: Shape
@@ -32,10 +33,11 @@ class Leaf(NamedTuple):
 
 
 def torch_key(arch: Arch, path: LeafPath) -> str:
-    """A leaf's name in a state dict: of the seed's classes for the seed's blocks, of torchvision's for the others.
+    """Return the state dict key of a leaf.
 
-    params/stage2/block1/bn1/scale -> layer2.0.bn1.weight, or net.b3.0.bn1.weight. timm's plain networks have
-    torchvision's keys, and se.fc1, se.fc2 where there is squeeze-and-excitation.
+    The chapter's networks have the keys of the chapter's classes: params/stage2/block1/bn1/scale ->
+    net.b3.0.bn1.weight. All others have torchvision's keys: layer2.0.bn1.weight. Squeeze-and-excitation has timm's
+    keys, se.fc1 and se.fc2.
     """
     _, *module, leaf = path
     seeds = arch.block in SEED_BLOCKS
@@ -48,16 +50,16 @@ def torch_key(arch: Arch, path: LeafPath) -> str:
 
 
 def stem_key(arch: Arch) -> str:
-    """The name of the stem's kernel."""
+    """Return the key of the stem's kernel."""
     return torch_key(arch, ("params", "stem", "conv", "kernel"))
 
 
 def head_keys(arch: Arch) -> tuple[str, str]:
-    """The names of the head's kernel and bias."""
+    """Return the keys of the head's kernel and bias."""
     return torch_key(arch, ("params", "head", "kernel")), torch_key(arch, ("params", "head", "bias"))
 
 
 def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
-    """The keys of a network's state dict, num_batches_tracked not among them, and what each stands for."""
+    """Return the leaf for each key of a network's state dict. num_batches_tracked is left out."""
     flat: dict[LeafPath, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
     return {torch_key(arch, path): Leaf(path, leaf.shape) for path, leaf in flat.items()}

@@ -1,4 +1,4 @@
-"""State dicts of PyTorch to Flax variables and back, strictly: every tensor has a place and every place a tensor."""
+"""Strict conversion between PyTorch state dicts and Flax variables: a missing or unused tensor is an error."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -16,7 +16,7 @@ from resnet_jax.models.summary import LeafPath
 
 Arrays = dict[str, np.ndarray]
 HEADS = ("keep", "reset")
-CLOSE = 0.5  # share of tensors in common, of all tensors of both, from which an architecture is said to be close
+CLOSE = 0.5  # an error suggests an architecture if more than this share of the tensors matches
 
 
 def from_torch(
@@ -30,14 +30,17 @@ def from_torch(
     seed: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
-    """The variables {"params": ..., "batch_stats": ...}, numpy float32, of a state dict of numpy or torch tensors.
+    """Convert a state dict of numpy or torch tensors to Flax variables {"params": ..., "batch_stats": ...}.
 
-    head: "reset" draws a new head of num_classes (10 if not told) from seed; "keep" keeps the file's. in_channels: 1
-    sums the kernel of an RGB stem over its channels, which is the same network on a grey image in all three.
-    options: create_model's stem, width and squeeze_excitation.
-    The running variance is taken as it is: PyTorch's is an average of unbiased ones, Flax goes on with biased ones,
-    smaller by 1 / n of what a batch of n numbers a channel adds. Evaluation has PyTorch's numbers.
-    InteropError, of one line, if a key is missing or unused, or a tensor of another shape, not float32 or not finite.
+    The variables are numpy float32 arrays.
+    head: "keep" keeps the head; "reset" initialises a new head of num_classes (default 10) from `seed`.
+    in_channels: 1 sums the kernel of an RGB stem over its input channels. On a grey image the result equals that of
+    the RGB network on three copies of the image.
+    allow_nan: accept NaN and infinite numbers. options: stem, width and squeeze_excitation of create_model.
+    The running variance is copied unchanged, so evaluation matches PyTorch. PyTorch averages unbiased variances and
+    Flax biased ones. In further training each new variance is therefore smaller by a factor of 1 - 1/n, where n is
+    the number of values per channel.
+    Raises InteropError if a key is missing or unused, or if a tensor has another shape, is not float32 or not finite.
     """
     arch = get_arch(arch) if isinstance(arch, str) else arch
     if head not in HEADS:
@@ -60,9 +63,10 @@ def from_torch(
 
 
 def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> Arrays:
-    """The state dict, of numpy arrays, that from_torch makes such variables of; load_state_dict takes it, strictly.
+    """Convert Flax variables to a state dict of numpy arrays; the inverse of from_torch.
 
-    options: as from_torch's. InteropError if the variables are not the architecture's.
+    load_state_dict(strict=True) accepts the result as tensors. options: as in from_torch.
+    Raises InteropError if the variables do not belong to the architecture.
     """
     arch = get_arch(arch) if isinstance(arch, str) else arch
     collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
@@ -80,34 +84,34 @@ def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> 
 
 
 def to_layout(array: np.ndarray, axes: dict[int, tuple[int, ...]]) -> np.ndarray:
-    """A contiguous copy in the other's order of axes."""
+    """Return a contiguous copy with transposed axes."""
     return np.array(array.transpose(axes[array.ndim]), order="C")
 
 
 def as_arrays(state_dict: Mapping[str, Any]) -> Arrays:
-    """The tensors as numpy arrays, counters left out. InteropError if one is no float32 tensor."""
+    """Return the tensors as numpy arrays, without counters. Raises InteropError if one is not a float32 tensor."""
     tensors = {key: value for key, value in state_dict.items() if not str(key).endswith(COUNTER)}
     if strange := [str(key) for key, value in tensors.items() if not hasattr(value, "dtype")]:
-        raise InteropError(f"not a state dict: {listed(strange)} hold no tensor; give model.state_dict()")
+        raise InteropError(f"not a state dict: no tensor under {listed(strange)}; give model.state_dict()")
     if wrong := [f"{k} is {v.dtype}" for k, v in tensors.items() if str(v.dtype).removeprefix("torch.") != "float32"]:
-        raise InteropError(f"only float32 weights are taken: {listed(wrong)}; convert them with model.float()")
+        raise InteropError(f"only float32 weights are supported: {listed(wrong)}; convert them with model.float()")
     return {key: as_numpy(value) for key, value in tensors.items()}
 
 
 def as_numpy(tensor: Any) -> np.ndarray:
-    """A numpy array as it is, a torch tensor's numbers from wherever it is."""
+    """Return a numpy array unchanged, or copy a torch tensor from its device."""
     return tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
 
 
 def sizes(arrays: Arrays, arch: Arch) -> tuple[int, int]:
-    """(classes, channels of the images) that a state dict is for; those of ImageNet where it does not tell."""
+    """Return (number of classes, image channels) of a state dict. ImageNet's (1000, 3) replace unknown ones."""
     head, stem = arrays.get(head_keys(arch)[0]), arrays.get(stem_key(arch))
     classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
     return classes, stem.shape[1] if stem is not None and stem.ndim == 4 else 3
 
 
 def new_head(arrays: Arrays, arch: Arch, num_classes: int, seed: int) -> Arrays:
-    """The two tensors of a freshly initialised head, in PyTorch's layout."""
+    """Return the two tensors of a newly initialised head, in PyTorch's layout."""
     if num_classes < 1:
         raise InteropError(f"num_classes {num_classes} must be at least 1")
     kernel, bias = head_keys(arch)
@@ -119,57 +123,57 @@ def new_head(arrays: Arrays, arch: Arch, num_classes: int, seed: int) -> Arrays:
 
 
 def fold_channels(arrays: Arrays, arch: Arch, in_channels: int) -> None:
-    """Replace the stem's kernel by fold_stem's, in PyTorch's layout."""
+    """Replace the stem's kernel by the result of fold_stem, in PyTorch's layout."""
     key = stem_key(arch)
-    if key in arrays and arrays[key].ndim == 4:  # what else it may be, check_same tells
+    if key in arrays and arrays[key].ndim == 4:  # check_same reports any other shape
         arrays[key] = fold_stem(arrays[key].transpose(2, 3, 1, 0), in_channels).transpose(3, 2, 0, 1)
 
 
 def fold_stem(kernel: np.ndarray, in_channels: int) -> np.ndarray:
-    """A stem's kernel (H, W, I, O) for in_channels: as it is, or summed over I where one channel stands for all."""
+    """Adapt a stem's kernel (H, W, I, O) to in_channels: I keeps it, 1 sums it over I. Others raise InteropError."""
     if kernel.shape[2] == in_channels:
         return kernel
     if in_channels != 1:
         raise InteropError(
-            f"in_channels {in_channels}: the stem has {kernel.shape[2]} channels, which can be kept or folded into 1"
+            f"in_channels {in_channels}: the stem has {kernel.shape[2]} channels; use {kernel.shape[2]} or 1"
         )
     return kernel.sum(2, keepdims=True)
 
 
 def check_same(arrays: Arrays, leaves: Mapping[str, Leaf], arch: Arch) -> None:
-    """InteropError where keys and shapes are not the network's."""
+    """Raise InteropError if the keys or shapes differ from the network's."""
     if text := differences(arrays, {key: leaf.torch_shape for key, leaf in leaves.items()}):
         raise InteropError(f"not the weights of {arch.name}: {text}; {closest(arrays)}")
 
 
 def check_finite(arrays: Arrays) -> None:
-    """InteropError where a number is NaN or infinite."""
+    """Raise InteropError if a number is NaN or infinite."""
     if bad := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
-        raise InteropError(f"NaN or infinite numbers in {listed(bad)}; allow_nan=True (--allow-nan) takes them")
+        raise InteropError(f"NaN or infinite numbers in {listed(bad)}; allow_nan=True (--allow-nan) accepts them")
 
 
 def differences(held: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> str:
-    """What is missing, unused and of another shape, each by its first names and their count; empty if nothing is."""
+    """Describe missing and unused keys and different shapes by their first names and counts. Empty if all match."""
     shapes = [f"{k} is {a.shape}, not {wanted[k]}" for k, a in held.items() if k in wanted and a.shape != wanted[k]]
     kinds = {
         "missing": sorted(wanted.keys() - held.keys()),
         "unused": sorted(held.keys() - wanted.keys()),
-        "of another shape": shapes,
+        "with another shape": shapes,
     }
     return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
 def closest(arrays: Arrays) -> str:
-    """The names of the table whose keys and shapes, the head's aside, have most in common with these."""
+    """Describe the architectures whose keys and shapes match these best, without the head."""
     shares = {name: share(arrays, arch) for name, arch in ARCHS.items()}
     best = sorted((name for name in shares if shares[name] > CLOSE), key=lambda name: -shares[name])[:3]
     if not best:
-        return "no architecture of the table is close"
-    return "closest: " + ", ".join(f"{name} ({shares[name]:.0%} in common)" for name in best)
+        return "no known architecture is close"
+    return "closest: " + ", ".join(f"{name} ({shares[name]:.0%} of the tensors match)" for name in best)
 
 
 def share(arrays: Arrays, arch: Arch) -> float:
-    """How many of the tensors of both are the same by key and shape."""
+    """Return the share of tensors, of those in either, that match by key and shape."""
     held = frozenset((key, array.shape) for key, array in arrays.items() if key not in head_keys(arch))
     wanted = body(arch, sizes(arrays, arch)[1])
     return len(held & wanted) / len(held | wanted)
@@ -177,6 +181,6 @@ def share(arrays: Arrays, arch: Arch) -> float:
 
 @cache
 def body(arch: Arch, in_channels: int) -> frozenset[tuple[str, tuple[int, ...]]]:
-    """Keys and shapes of a network's state dict, the head's aside."""
+    """Return the keys and shapes of a network's state dict, without the head."""
     leaves = torch_leaves(arch, create_model(arch), in_channels)
     return frozenset((key, leaf.torch_shape) for key, leaf in leaves.items() if key not in head_keys(arch))

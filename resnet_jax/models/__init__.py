@@ -1,7 +1,9 @@
-"""What a network is: blocks, the trunk, the table of architectures."""
+"""The networks: layers, blocks, the trunk, the table of architectures, and functions of whole networks."""
 
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
+from resnet_jax.models.features import features
 from resnet_jax.models.growth import embed, insert_block
+from resnet_jax.models.layers import BatchNorm, Conv
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
 from resnet_jax.models.summary import LayerSummary, layer_summary, multiply_adds
@@ -11,7 +13,9 @@ __all__ = [
     "ARCHS",
     "Arch",
     "BasicBlock",
+    "BatchNorm",
     "BottleneckBlock",
+    "Conv",
     "LayerSummary",
     "PreActBlock",
     "ResNeXtBlock",
@@ -22,6 +26,7 @@ __all__ = [
     "check_image_size",
     "create_model",
     "embed",
+    "features",
     "get_arch",
     "insert_block",
     "layer_summary",

@@ -1,8 +1,9 @@
-"""Networks that grow: new blocks that are the identity, among those that are there.
+"""Networks that grow deeper: new blocks start as the identity, so the network computes the same function.
 
-A residual block is the identity of a non-negative input where its last gamma and beta are 0 (a pre-activation block of
-any input, where its last kernel is): what a network computes, a deeper one computes too, and both can go on learning.
-Net2Net's deeper networks (arXiv:1511.05641, section 2.3) need an activation that is idempotent for the same.
+A residual block whose last batch norm has gamma = beta = 0 returns its input unchanged, if the input is non-negative.
+A pre-activation block does so for any input if its last kernel is 0. So the deeper network starts with the same
+outputs, and all of its parameters can be trained. Net2Net (arXiv:1511.05641, section 2.3) has no shortcuts; its
+deeper networks need an idempotent activation instead. Here the activation after the addition must be ReLU.
 """
 
 import dataclasses
@@ -27,17 +28,18 @@ Variables = Mapping[str, Any]
 def insert_block(
     arch: str | Arch, variables: Variables, stage: int, position: int | None = None, *, key: jax.Array
 ) -> tuple[Arch, dict[str, Any]]:
-    """The network with one block more in a stage, and its variables: its logits are the same, in either mode.
+    """Add a block to a stage. The logits stay the same, in training and in evaluation mode.
 
-    stage, position count from 1, as params/stage3/block2 does; the new block takes that position, or the stage's end if
-    there is none, and those from there on move one up. Its layers are drawn from key as initialisation draws them,
-    but for what makes it the identity. Old leaves are passed on as they are, not copied.
-    ConfigError where there is no such place, or where the input of the place has another form than its output.
+    stage and position count from 1, as in params/stage3/block2. The new block takes this position, by default the end
+    of the stage, and the later blocks move up by one. key initialises its layers, except those that make it the
+    identity. The old arrays are returned themselves, not copied.
+    Returns the new Arch and its variables. ConfigError if there is no such position, if the block there cannot be the
+    identity, or if the network has no batch norm or no head. The activation must be ReLU.
 
         arch, variables = resnet_jax.insert_block("resnet18", variables, stage=3, key=jax.random.key(0))
         model = resnet_jax.create_model(arch)  # resnet18-2-2-3-2
 
-    With stochastic_depth, the rates of the other blocks are those of the deeper network.
+    With stochastic_depth, the rates of the other blocks change to those of the deeper network.
     """
     return insert_blocks(arch, variables, stage, position, [key])
 
@@ -45,12 +47,12 @@ def insert_block(
 def insert_blocks(
     arch: str | Arch, variables: Variables, stage: int, position: int | None, keys: Sequence[jax.Array]
 ) -> tuple[Arch, dict[str, Any]]:
-    """insert_block, of one block for each key, one after the other from that position on."""
+    """Insert one block for each key, at this position and the next ones. See insert_block."""
     arch = as_arch(arch)
     check_blocks(arch, variables)
     position = check_place(arch, variables, stage, position, len(keys))
     check_stage(arch, variables, stage)
-    init = jax.jit(_block(arch, variables, stage).init)  # of this block alone, whatever the network's size
+    init = jax.jit(_block(arch, variables, stage).init)  # compiles this block only
     image = jnp.zeros((1, 1, 1, _inputs(variables)[stage]))
     blocks = [init(key, image) for key in keys]
     grown = {}
@@ -68,10 +70,10 @@ def insert_blocks(
 def embed(
     small_variables: Variables, large_arch: str | Arch, *, key: jax.Array | None = None, width: float = 1.0
 ) -> dict[str, Any]:
-    """Variables of large_arch that compute what small_variables do: resnet18 is inside resnet34.
+    """Variables of large_arch that compute the same function as small_variables, such as resnet34 from resnet18.
 
-    What the small network lacks are blocks at the ends of its stages, drawn from key (jax.random.key(0) if None) as
-    insert_block draws them. width: that of both networks. ConfigError where the small one does not nest.
+    The missing blocks are added at the ends of the stages, as insert_block does, from key (default
+    jax.random.key(0)). width: of both networks. ConfigError if a stage of the small network is not a prefix.
     """
     large = as_arch(large_arch)
     key = jax.random.key(0) if key is None else key
@@ -90,7 +92,7 @@ def embed(
 
 
 def moved(path: LeafPath, stage: int, position: int, count: int = 1) -> LeafPath:
-    """Where a leaf is after count blocks have come in at a position; any tree that has the names of blocks in it."""
+    """The path of a leaf after count blocks were inserted at a position. It works for every tree with block names."""
     for i in range(len(path) - 1):
         if path[i] == f"stage{stage}" and path[i + 1].startswith("block"):
             block = int(path[i + 1].removeprefix("block"))
@@ -99,12 +101,12 @@ def moved(path: LeafPath, stage: int, position: int, count: int = 1) -> LeafPath
 
 
 def as_arch(arch: str | Arch) -> Arch:
-    """The table's row for a name."""
+    """The Arch of a name, or the Arch itself."""
     return get_arch(arch) if isinstance(arch, str) else arch
 
 
 def changed(arch: Arch, **changes: Any) -> Arch:
-    """The Arch with other stages, and with a name that says so, by which get_arch knows it."""
+    """The Arch with changes, and with a new name that get_arch can read."""
     new = dataclasses.replace(arch, **changes)
     return dataclasses.replace(new, name=grown_name(arch, new))
 
@@ -116,7 +118,7 @@ def projects(variables: Variables, stage: int) -> bool:
 
 
 def _inputs(variables: Variables) -> list[int]:
-    """The channels that go into each stage, and into the head."""
+    """The number of input channels of each stage, and of the head."""
     params = variables["params"]
     stages = range(1, sum(name.startswith("stage") for name in params) + 1)
     firsts = [np.shape(params[f"stage{i}"]["block1"]["conv1"]["kernel"])[-2] for i in stages]
@@ -124,14 +126,19 @@ def _inputs(variables: Variables) -> list[int]:
 
 
 def _depths(variables: Variables, num_stages: int) -> list[int]:
-    """How many blocks each stage has in these variables."""
+    """The number of blocks in each stage; ConfigError for variables that growth does not support."""
     if missing := [name for name in COLLECTIONS if name not in variables]:
-        raise ConfigError(f"variables without {' and '.join(missing)}; give what model.init gives, both collections")
+        raise ConfigError(
+            f"variables without {' and '.join(missing)}: growing needs both collections that model.init returns, and "
+            "a network with batch norm; other norms are not supported"
+        )
+    if "head" not in variables["params"]:
+        raise ConfigError("variables without params/head: growing needs a network with a head (num_classes above 0)")
     return [len(variables["params"].get(f"stage{i + 1}", ())) for i in range(num_stages)]
 
 
 def _block(arch: Arch, variables: Variables, stage: int, project: bool = False) -> nn.Module:
-    """A block of a stage, as the trunk makes it, that starts as the identity."""
+    """A block of a stage, as the trunk builds it, that starts as the identity."""
     model = create_model(arch)
     options = {"squeeze_excitation": True} if "se" in variables["params"][f"stage{stage}"]["block1"] else {}
     channels = _inputs(variables)[stage]
@@ -139,7 +146,7 @@ def _block(arch: Arch, variables: Variables, stage: int, project: bool = False) 
 
 
 def check_place(arch: Arch, variables: Variables, stage: int, position: int | None, blocks: int = 1) -> int:
-    """The position, if blocks that are the identity can take it; ConfigError if they cannot."""
+    """The position at which blocks are inserted; ConfigError if identity blocks cannot go there."""
     end = check_stage_number(arch, stage) + 1
     position = end if position is None else position
     first = 2 if projects(variables, stage) else 1
@@ -160,26 +167,26 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
 
 
 def check_stage_number(arch: Arch, stage: int) -> int:
-    """How many blocks that stage has; ConfigError if there is no such stage."""
+    """The number of blocks of this stage; ConfigError if there is no such stage."""
     if not 1 <= stage <= len(arch.stages):
         raise ConfigError(f"stage {stage}: {arch.name} has {len(arch.stages)} stages; use 1 to {len(arch.stages)}")
     return arch.stages[stage - 1][0]
 
 
 def check_blocks(arch: Arch, variables: Variables) -> None:
-    """Raise ConfigError where variables have not as many blocks as the architecture."""
+    """Raise ConfigError if the variables have other numbers of blocks than the architecture."""
     depths = _depths(variables, len(arch.stages))
     beyond = f"stage{len(arch.stages) + 1}" in variables["params"]
     if beyond or depths != [blocks for blocks, _ in arch.stages]:
         has, wants = ("-".join(map(str, blocks)) for blocks in (depths, [blocks for blocks, _ in arch.stages]))
         raise ConfigError(
             f"these are not the variables of {arch.name}: their stages have {has}{' and more' * beyond} blocks, "
-            f"not {wants}; give the Arch that goes with them"
+            f"not {wants}; pass the Arch of these variables"
         )
 
 
 def check_stage(arch: Arch, variables: Variables, stage: int) -> None:
-    """Raise ConfigError where the blocks of a stage have other leaves or shapes than the architecture's."""
+    """Raise ConfigError if the blocks of a stage differ in leaves or shapes from the architecture."""
     inputs = _inputs(variables)
     for name, block in variables["params"][f"stage{stage}"].items():
         first = name == "block1"
@@ -190,7 +197,7 @@ def check_stage(arch: Arch, variables: Variables, stage: int) -> None:
 
 
 def check_variables(arch: Arch, variables: Variables, width: float) -> None:
-    """Raise ConfigError where these are not the architecture's variables, at that width."""
+    """Raise ConfigError if these are not variables of the architecture at this width."""
     check_blocks(arch, variables)
     shapes = shapes_like(arch, variables, width)
     for name in COLLECTIONS:
@@ -198,7 +205,7 @@ def check_variables(arch: Arch, variables: Variables, width: float) -> None:
 
 
 def shapes_like(arch: Arch, variables: Variables, width: float) -> dict[str, Any]:
-    """The shapes of an architecture's variables, with the stem, the head and the options that these have."""
+    """The shapes of variables of an architecture that has the stem, head and options of the given variables."""
     params = variables["params"]
     kernel_size, _, in_channels, _ = np.shape(params["stem"]["conv"]["kernel"])
     model = create_model(
@@ -217,6 +224,7 @@ def _shapes(tree: Variables) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(arch: Arch, where: str, held: Variables, wanted: Variables) -> None:
+    """Raise ConfigError if two trees differ in leaves or shapes; the message names the first leaf that differs."""
     held_shapes, wanted_shapes = (_shapes(tree) for tree in (held, wanted))
     wrong = [name for name in held_shapes | wanted_shapes if held_shapes.get(name) != wanted_shapes.get(name)]
     if wrong:
@@ -224,5 +232,5 @@ def check_shapes(arch: Arch, where: str, held: Variables, wanted: Variables) -> 
         has, wants = (shapes.get(name, "not there") for shapes in (held_shapes, wanted_shapes))
         raise ConfigError(
             f"these are not the variables of {arch.name}: {where}/{name} is {has}, its own {wants}; "
-            "give the Arch (and the width) that goes with them"
+            "pass the Arch and the width of these variables"
         )

@@ -1,6 +1,8 @@
-"""The layers that blocks are made of, with PyTorch's meaning of padding, momentum and bias initialisation."""
+"""The layers that blocks consist of. Padding, momentum and the initialisation of biases are PyTorch's."""
 
-from collections.abc import Callable
+import inspect
+import operator
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,17 +11,37 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 from resnet_jax import ops
+from resnet_jax.errors import ConfigError
+from resnet_jax.ops.plain import widened
 
 Dtype = Any  # what jnp.dtype accepts
 ModuleDef = Callable[..., Any]  # a module's class, or a partial of it
+Activation = Callable[[jax.Array], jax.Array]
+Strides = int | Sequence[int]  # one number, or (along H, along W)
 
 KERNEL_INIT = nn.initializers.xavier_uniform()
-KAIMING_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # of a convolution before a ReLU
-LINEAR_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1 / sqrt(fan_in), 1 / sqrt(fan_in))
+_KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+# These three are functions of this module, so that a model that holds them can be pickled.
+def kaiming_init(*args: Any, **options: Any) -> jax.Array:
+    """He initialisation of a convolution before a ReLU: normal, variance 2 / fan_out."""
+    return _KAIMING(*args, **options)
+
+
+def linear_init(*args: Any, **options: Any) -> jax.Array:
+    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), as torch.nn.Linear."""
+    return _LINEAR(*args, **options)
+
+
+def relu(x: jax.Array) -> jax.Array:
+    """flax.linen.relu, max(x, 0)."""
+    return nn.relu(x)
 
 
 def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), which torch.nn.Conv2d and Linear give their biases."""
+    """U(-1 / sqrt(fan_in), 1 / sqrt(fan_in)), the initialisation of biases in torch.nn.Conv2d and Linear."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32):
@@ -28,15 +50,28 @@ def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-class Conv(nn.Module):
-    """A convolution of square strides and symmetric, explicit padding.
+def stride_pair(strides: Strides) -> tuple[int, int]:
+    """Strides along H and W, from one number or a pair; ConfigError for anything else."""
+    try:
+        pair = (strides,) * 2 if not isinstance(strides, Sequence) else strides
+        down, right = (operator.index(stride) for stride in pair)
+    except (TypeError, ValueError):
+        down = right = 0
+    if down < 1 or right < 1:
+        raise ConfigError(f"strides {strides!r}: use a positive int, such as 2, or a pair of them, such as (2, 1)")
+    return down, right
 
-    x: (N, H, W, C) -> (N, H', W', features), in dtype. kernel: (kh, kw, C / groups, features); bias: (features,).
+
+class Conv(nn.Module):
+    """A convolution with symmetric, explicit padding.
+
+    x: (N, H, W, C) -> (N, H', W', features), in dtype, to which x is cast. strides: 2, or (2, 1) for H and W.
+    kernel: (kh, kw, C / groups, features); bias: (features,).
     """
 
     features: int
     kernel_size: tuple[int, int]
-    strides: int = 1
+    strides: Strides = 1
     padding: int = 0
     groups: int = 1
     use_bias: bool = True
@@ -45,22 +80,23 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        strides = stride_pair(self.strides)
         kernel_shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         kernel = self.param("kernel", self.kernel_init, kernel_shape)
         fan_in = kernel_shape[0] * kernel_shape[1] * kernel_shape[2]
         bias = self.param("bias", torch_bias_init(fan_in), (self.features,)) if self.use_bias else None
         pad = (self.padding, self.padding)
-        strides = (self.strides, self.strides)
         return ops.conv(x.astype(self.dtype), kernel, bias, strides=strides, padding=(pad, pad), groups=self.groups)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation, then an addition, a ReLU and a max-pool where asked: one pass over memory does them all.
+    """Batch normalisation, optionally followed by an addition, a ReLU and a max-pool, in one pass over memory.
 
-    x, residual: (N, H, W, C) -> (N, H, W, C), in dtype; with pool, which goes with relu and no residual, the 3x3
-    max-pool of stride 2, (N, ceil(H / 2), ceil(W / 2), C). Parameters, statistics and the arithmetic are float32.
-    The running averages keep `momentum` of the old value (PyTorch's 0.1 is 0.9 here) and, as everywhere in Flax,
-    the biased variance. axis_name makes the statistics those of all devices along that pmap axis.
+    x, residual: (N, H, W, C) -> (N, H, W, C), in dtype, to which both are cast. pool adds the 3x3 max-pool of
+    stride 2, so the output is (N, ceil(H / 2), ceil(W / 2), C); in training it requires relu and no residual.
+    Parameters, statistics and the arithmetic are float32. The running averages keep `momentum` of the old value
+    (PyTorch's 0.1 is 0.9 here). As in Flax, the running variance is the biased one.
+    axis_name: compute the statistics over all devices along this axis of pmap or shard_map.
     """
 
     use_running_average: bool
@@ -75,6 +111,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         x = x.astype(self.dtype)
+        residual = None if residual is None else residual.astype(self.dtype)
         channels = (x.shape[-1],)
         scale = self.param("scale", self.scale_init, channels)
         bias = self.param("bias", nn.initializers.zeros_init(), channels)
@@ -85,20 +122,74 @@ class BatchNorm(nn.Module):
                 x, scale, bias, mean.value, var.value, epsilon=self.epsilon, relu=self.relu, residual=residual
             )
             return ops.max_pool(y) if self.pool else y
-        # init runs outside pmap, where the axis has no name
+        # init runs outside of pmap and shard_map, where the axis is not bound
         how = {"epsilon": self.epsilon, "axis_name": None if self.is_initializing() else self.axis_name}
         if self.pool:
             y, batch_mean, batch_var = ops.batch_norm_relu_max_pool(x, scale, bias, **how)
         else:
             y, batch_mean, batch_var = ops.batch_norm(x, scale, bias, relu=self.relu, residual=residual, **how)
         if not self.is_initializing():
-            mean.value = self.momentum * mean.value + (1 - self.momentum) * batch_mean
-            var.value = self.momentum * var.value + (1 - self.momentum) * batch_var
+            for average, batch in ((mean, batch_mean), (var, batch_var)):
+                new = self.momentum * average.value + (1 - self.momentum) * batch
+                average.value = new.astype(average.value.dtype)
         return y
 
 
+def bind(layer: ModuleDef, **options: Any) -> ModuleDef:
+    """partial(layer, **options), but only with those options that the layer has and that are not yet bound."""
+    known = inspect.signature(layer).parameters
+    bound = layer.keywords if isinstance(layer, partial) else {}
+    return partial(layer, **{name: value for name, value in options.items() if name in known and name not in bound})
+
+
+def bind_trunk(norm: ModuleDef, dtype: Dtype, axis_name: str | None) -> ModuleDef:
+    """The norm with the network's dtype and, if it is a batch norm, the axis of its statistics.
+
+    Flax's GroupNorm and LayerNorm have an axis_name too. It would mix statistics of different images.
+    """
+    is_batch_norm = "use_running_average" in inspect.signature(norm).parameters
+    return bind(norm, dtype=dtype, **({"axis_name": axis_name} if is_batch_norm else {}))
+
+
+def start_at_zero(norm: ModuleDef) -> ModuleDef:
+    """The norm with a scale that is initialised to 0; ConfigError if it has no scale_init."""
+    if "scale_init" not in inspect.signature(norm).parameters:
+        raise ConfigError(f"zero_init=True: the norm {norm} has no scale_init; use another norm or zero_init=False")
+    return partial(norm, scale_init=nn.initializers.zeros)
+
+
+def norm_act(
+    norm: ModuleDef,
+    act: Activation | None,
+    x: jax.Array,
+    train: bool,
+    name: str,
+    *,
+    residual: jax.Array | None = None,
+    pool: bool = False,
+) -> jax.Array:
+    """act(norm(x) + residual), then the 3x3 max-pool of stride 2 if pool is set. act None: no activation.
+
+    BatchNorm with ReLU computes all of it in one pass over memory; any other pair runs one step after the other.
+    norm: BatchNorm, a Flax norm, or a partial of one. `use_running_average` is passed if it has that option and
+    the partial does not bind it: partial(BatchNorm, use_running_average=True) uses frozen statistics.
+    """
+    kind = norm
+    while isinstance(kind, partial):
+        kind = kind.func
+    norm = bind(norm, use_running_average=not train)
+    if kind is BatchNorm and (act is relu or act is nn.relu):
+        return norm(name=name, relu=True, pool=pool)(x, residual=residual)
+    y = norm(name=name)(x)
+    if residual is not None:
+        y = y + residual
+    if act is not None:
+        y = act(y)
+    return ops.max_pool(y) if pool else y
+
+
 class Dense(nn.Module):
-    """A fully connected layer, always in float32: it is small, and logits want the digits.
+    """A fully connected layer. It computes in float32 (float64 for float64): it is small, and logits need precision.
 
     x: (N, C) -> (N, features). kernel: (C, features); bias: (features,).
     """
@@ -110,9 +201,9 @@ class Dense(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", torch_bias_init(x.shape[-1]), (self.features,))
-        return jnp.dot(x.astype(jnp.float32), kernel, precision="highest") + bias
+        return jnp.dot(widened(x), kernel, precision="highest") + bias
 
 
-# as torchvision makes and initialises them: no bias before a batch norm
-TorchvisionConv = partial(Conv, use_bias=False, kernel_init=KAIMING_INIT)
-TorchvisionDense = partial(Dense, kernel_init=LINEAR_INIT)
+# torchvision's layers and initialisation: convolutions before a norm have no bias
+TorchvisionConv = partial(Conv, use_bias=False, kernel_init=kaiming_init)
+TorchvisionDense = partial(Dense, kernel_init=linear_init)

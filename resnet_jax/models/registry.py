@@ -1,4 +1,4 @@
-"""The table of architectures, as data, and the model that a row of it stands for."""
+"""The table of architectures, as data, and the function that builds the model of one."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
-from resnet_jax.models.layers import Dtype, ModuleDef, TorchvisionConv, TorchvisionDense
+from resnet_jax.models.layers import Activation, BatchNorm, Dtype, ModuleDef, TorchvisionConv, TorchvisionDense, relu
 from resnet_jax.models.resnet import STEM_CHANNELS, STEMS, ResNet
 
 
@@ -19,9 +19,10 @@ from resnet_jax.models.resnet import STEM_CHANNELS, STEMS, ResNet
 class Arch:
     """An architecture as plain data.
 
-    stages: (number of blocks, channels put out) of each. block: a name of BLOCKS. stem: "standard" (7x7 and max-pool,
-    for large images) or "small" (3x3, for small ones), of stem_channels. group_width (a width) is the seed's ResNeXt
-    block's, groups (a number) the bottleneck's, bot_mul that of both; pad_shortcut is the basic block's.
+    stages: (number of blocks, output channels) for each stage. block: a name in BLOCKS.
+    stem: "standard" (7x7 and max-pool, for large images) or "small" (3x3, for small ones), with stem_channels.
+    group_width: the width of a group in the seed's ResNeXt block. groups: the number of groups in the bottleneck.
+    bot_mul: an argument of these two blocks. pad_shortcut: an argument of the basic block.
     """
 
     name: str
@@ -35,7 +36,7 @@ class Arch:
     pad_shortcut: bool = False
 
 
-# Block -> the module of an Arch, bound to what the trunk does not hand it.
+# Name of a block -> its class, with the arguments that depend on the Arch bound.
 BLOCKS: dict[str, Callable[[Arch], ModuleDef]] = {
     "residual": lambda arch: Residual,
     "resnext": lambda arch: partial(ResNeXtBlock, groups=arch.group_width, bot_mul=arch.bot_mul),
@@ -43,10 +44,10 @@ BLOCKS: dict[str, Callable[[Arch], ModuleDef]] = {
     "bottleneck": lambda arch: partial(BottleneckBlock, groups=arch.groups, bot_mul=arch.bot_mul),
     "preact": lambda arch: PreActBlock,
 }
-SEED_BLOCKS = ("residual", "resnext")  # with biases and Xavier initialisation; the others are torchvision's in that
+SEED_BLOCKS = ("residual", "resnext")  # the other blocks use torchvision's layers and initialisation
 
-MOST_BLOCKS = 999  # of a stage; the deepest published, ResNet-1001, has 111
-_NUMBER = r"(?:0|[1-9]\d{0,8})"  # one way to write it
+MOST_BLOCKS = 999  # in a stage; the deepest published network, ResNet-1001, has 111
+_NUMBER = r"(?:0|[1-9]\d{0,8})"  # without leading zeros, so that a name has one spelling
 STAGES_18 = ((2, 64), (2, 128), (2, 256), (2, 512))
 STAGES_34 = ((3, 64), (4, 128), (6, 256), (3, 512))
 STAGES_50 = ((3, 256), (4, 512), (6, 1024), (3, 2048))
@@ -57,14 +58,14 @@ bottleneck = partial(Arch, block="bottleneck", bot_mul=0.25)
 
 
 def small_resnet(depth: int) -> Arch:
-    """Section 4.2 of arXiv:1512.03385: 6n + 2 layers, and shortcuts without parameters (option A), as there."""
+    """Section 4.2 of arXiv:1512.03385: 6n + 2 layers, with shortcuts without parameters (option A)."""
     n = (depth - 2) // 6
     stages = ((n, 16), (n, 32), (n, 64))
     return Arch(f"resnet{depth}", stages, block="basic", stem="small", stem_channels=16, pad_shortcut=True)
 
 
 def wide_resnet(depth: int, k: int) -> Arch:
-    """arXiv:1605.07146, table 1: 6n + 4 layers, k times as wide, without dropout."""
+    """arXiv:1605.07146, table 1: 6n + 4 layers, k times as wide as ResNet, without dropout."""
     n = (depth - 4) // 6
     stages = ((n, 16 * k), (n, 32 * k), (n, 64 * k))
     return Arch(f"wrn_{depth}_{k}", stages, block="preact", stem="small", stem_channels=16)
@@ -75,10 +76,10 @@ ARCHS = {
     for arch in (
         Arch("resnet18", STAGES_18),
         Arch("resnet34", STAGES_34),
-        # groups of 16 channels and no narrowing, as in the seed's ResNeXtBlock(32, 16, 1)
+        # groups of 16 channels and a bottleneck of full width, as in the seed's ResNeXtBlock(32, 16, 1)
         Arch("resnext18", STAGES_18, block="resnext"),
         Arch("resnext34", STAGES_34, block="resnext"),
-        # torchvision's
+        # torchvision's networks
         Arch("tv_resnet18", STAGES_18, block="basic"),
         Arch("tv_resnet34", STAGES_34, block="basic"),
         bottleneck("resnet50", STAGES_50),
@@ -100,18 +101,18 @@ ARCHS = {
 
 
 def arch_from_dict(values: dict[str, Any]) -> Arch:
-    """The Arch that dataclasses.asdict made these values of, perhaps by way of JSON."""
+    """The inverse of dataclasses.asdict, also for values that were stored as JSON."""
     stages = tuple((int(blocks), int(channels)) for blocks, channels in values["stages"])
     return Arch(**{**values, "stages": stages})
 
 
 def list_models() -> list[str]:
-    """Every name of the table, sorted."""
+    """Every name in the table, sorted."""
     return sorted(ARCHS)
 
 
 def get_arch(name: str) -> Arch:
-    """The table's row of that name, or what grown_name calls so; ConfigError with the nearest name if there is none."""
+    """The Arch of a name: of the table, or as grown_name writes it. ConfigError, with the nearest name, for others."""
     if name in ARCHS:
         return ARCHS[name]
     parts = re.fullmatch(rf"(\w+?)((?:-{_NUMBER})+)(?:-w({_NUMBER}(?:-{_NUMBER})*))?", name)
@@ -127,13 +128,13 @@ def get_arch(name: str) -> Arch:
             f"architecture {name!r}: {table.name} has {len(table.stages)} stages; give that many numbers of blocks "
             f"(and of channels), such as {grown_name(table, table)}"
         )
-    # a first stage that takes the stem's channels as they are widens the stem with it
+    # If the stem and the first stage have equally many channels in the table, they still do after widening.
     stem = channels[0] if table.stem_channels == table.stages[0][1] else table.stem_channels
     return dataclasses.replace(table, name=name, stages=tuple(zip(blocks, channels, strict=True)), stem_channels=stem)
 
 
 def grown_name(old: Arch, new: Arch) -> str:
-    """The name of an Arch that another has grown into: resnet18-2-2-3-2, and -w64-128-320-512 once widened."""
+    """The name of an Arch that was grown from another: resnet18-2-2-3-2, with -w64-128-320-512 after widening."""
     base = old.name.removesuffix(_channels(old)).removesuffix(_blocks(old))
     widened = old.name.endswith(_channels(old)) or _channels(new) != _channels(old)
     return base + _blocks(new) + (_channels(new) if widened else "")
@@ -159,20 +160,18 @@ def create_model(
     squeeze_excitation: bool = False,
     stochastic_depth: float = 0.0,
     remat: bool = False,
+    norm: ModuleDef = BatchNorm,
+    act: Activation = relu,
 ) -> ResNet:
     """The Flax module of an architecture: model.init(key, x), model.apply(variables, x, train=False).
 
-    stem overrides the architecture's; width multiplies all channels but the head's, rounded to multiples of 8. The
-    others are ResNet's. With stochastic_depth, training needs rngs={"dropout": key}. Raises ConfigError.
+    num_classes=0: no head, the model returns the pooled features. stem: instead of the architecture's own.
+    width: multiplies the channels of all layers but the head, rounded to multiples of 8. The other arguments are
+    those of ResNet. With stochastic_depth, training needs rngs={"dropout": key}. Raises ConfigError.
     """
     arch = get_arch(name) if isinstance(name, str) else name
     stem = stem or arch.stem
-    if arch.block not in BLOCKS:
-        raise ConfigError(unknown("block", arch.block, BLOCKS))
-    if stem not in STEMS:
-        raise ConfigError(unknown("stem", stem, STEMS))
-    if num_classes < 1:
-        raise ConfigError(f"num_classes {num_classes} must be at least 1")
+    _check_form(arch.block, stem, num_classes)
     check_options(width, stochastic_depth)
     layers = {} if arch.block in SEED_BLOCKS else {"conv": TorchvisionConv, "dense": TorchvisionDense}
     return ResNet(
@@ -188,18 +187,29 @@ def create_model(
         squeeze_excitation=squeeze_excitation,
         stochastic_depth=stochastic_depth,
         remat=remat,
+        norm=norm,
+        act=act,
         **layers,
     )
 
 
+def _check_form(block: str, stem: str, num_classes: int) -> None:
+    if block not in BLOCKS:
+        raise ConfigError(unknown("block", block, BLOCKS))
+    if stem not in STEMS:
+        raise ConfigError(unknown("stem", stem, STEMS))
+    if num_classes < 0:
+        raise ConfigError(f"num_classes {num_classes} must be at least 1, or 0 for a model without a head")
+
+
 def check_options(width: float, stochastic_depth: float) -> None:
-    """Raise ConfigError where a network cannot have these."""
+    """Raise ConfigError for invalid values of these arguments of create_model."""
     if not 0 < width < math.inf:
-        raise ConfigError(f"width {width} must be above 0; 1 leaves an architecture as it is")
+        raise ConfigError(f"width {width} must be above 0; 1 keeps the channels of the architecture")
     if not 0 <= stochastic_depth < 1:
         raise ConfigError(f"stochastic_depth {stochastic_depth} must be at least 0 and below 1")
 
 
 def scaled(channels: int, width: float) -> int:
-    """Channels times width, to the nearest multiple of 8 unless width is 1."""
+    """Channels times width, rounded to the nearest multiple of 8 unless width is 1."""
     return channels if width == 1 else max(8, round(channels * width / 8) * 8)

@@ -2,6 +2,7 @@
 
 import itertools
 from functools import partial
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -10,17 +11,18 @@ from jax import numpy as jnp
 from resnet_jax import ops
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models.blocks import Residual
-from resnet_jax.models.layers import BatchNorm, Conv, Dense, Dtype, ModuleDef
+from resnet_jax.models.layers import Activation, BatchNorm, Conv, Dense, Dtype, ModuleDef, bind_trunk, norm_act, relu
+from resnet_jax.ops.plain import widened
 
 STEMS = ("standard", "small")
 STEM_CHANNELS = 64
 
 
 class Stem(nn.Module):
-    """What comes before the stages: "standard" 7x7 convolution and max-pool, each of stride 2; "small" one 3x3.
+    """The layers before the stages. "standard": a 7x7 convolution and a max-pool, each of stride 2. "small": one 3x3.
 
     x: (N, H, W, C) -> (N, ceil(H / 4), ceil(W / 4), features), or (N, H, W, features) for "small".
-    normalise: whether norm and ReLU follow the convolution, as they do unless the blocks begin with them.
+    normalise: add a norm and the activation after the convolution. Pre-activation blocks start with their own.
     """
 
     form: str
@@ -28,6 +30,7 @@ class Stem(nn.Module):
     norm: ModuleDef
     features: int = STEM_CHANNELS
     normalise: bool = True
+    act: Activation = relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -35,16 +38,16 @@ class Stem(nn.Module):
         kernel, strides, padding = ((3, 3), 1, 1) if small else ((7, 7), 2, 3)
         x = self.conv(self.features, kernel, strides, padding=padding, name="conv")(x)
         if self.normalise:
-            return self.norm(use_running_average=not train, relu=True, pool=not small, name="bn")(x)
+            return norm_act(self.norm, self.act, x, train, "bn", pool=not small)
         return x if small else ops.max_pool(x)
 
 
 class Stage(nn.Module):
-    """Blocks at one size; the first of them halves it, unless the stage is the first.
+    """Blocks at one image size. The first block halves it, except in the first stage.
 
     x: (N, H, W, C) -> (N, H, W, num_channels) if first, else (N, ceil(H / 2), ceil(W / 2), num_channels).
-    A block that halves or changes the channels projects the shortcut. drop_rates: stochastic depth of each block.
-    remat: keep only what goes into a block for the backward pass, which computes the rest once more.
+    A block that halves the size or changes the channels projects its shortcut. drop_rates: each block's drop_rate.
+    remat: store only the inputs of the blocks; the backward pass computes the other activations again.
     """
 
     num_blocks: int
@@ -74,11 +77,16 @@ class ResNet(nn.Module):
     """The seed's trunk: a stem, stages of (number of blocks, channels), global average pooling, a dense head.
 
     x: (N, H, W, C), any C -> logits (N, num_classes), float32. ConfigError for an image that is too small.
-    block: Residual, or another of that signature. dtype: that of the activations; parameters and batch statistics
-    stay float32. axis_name: the pmap axis over which batch statistics are taken in training; None, those of the
-    device's own share. conv, dense: the layers, with their initialisation. preact: the blocks begin with a norm, so
-    the stem has none and one follows the last stage. zero_init, squeeze_excitation: every block's. stochastic_depth:
-    the last block's drop_rate, to which that of the others rises linearly. remat: Stage's.
+    num_classes: 0 removes the head, so that the model returns the pooled features (N, C), float32.
+    block: Residual, or another block with its arguments. conv, dense: the layers, with their initialisation.
+    norm, act: BatchNorm and ReLU, or any Flax norm or partial of one, such as partial(nn.GroupNorm, num_groups=8),
+    and any function of an array, such as nn.gelu. BatchNorm with ReLU is the fastest pair, as it is fused.
+    dtype: of the activations; parameters and statistics stay float32. It is bound into conv and norm.
+    axis_name: the axis of pmap or shard_map over which batch norm computes its statistics in training; None: each
+    device uses the statistics of its own images.
+    preact: the blocks start with a norm, so the stem has none and one follows the last stage.
+    zero_init, squeeze_excitation: options of every block. stochastic_depth: the drop_rate of the last block; the
+    rate rises linearly from block to block. remat: see Stage.
     Source: arXiv:1512.03385, table 1; d2l.ai, section 8.6.
     """
 
@@ -96,30 +104,35 @@ class ResNet(nn.Module):
     squeeze_excitation: bool = False
     stochastic_depth: float = 0.0
     remat: bool = False
+    norm: ModuleDef = BatchNorm
+    act: Activation = relu
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         if self.stem not in STEMS:
             raise ConfigError(unknown("stem", self.stem, STEMS))
         check_image_size(x.shape[1:3], self.stem, len(self.arch))
-        # the one place where another convolution or norm is put in
         conv = partial(self.conv, dtype=self.dtype)
-        norm = partial(BatchNorm, dtype=self.dtype, axis_name=self.axis_name)
-        options = {"zero_init": self.zero_init, "squeeze_excitation": self.squeeze_excitation}
-        # only those that are on, so that a block of one's own need not have them
-        block = partial(self.block, conv=conv, norm=norm, **{name: on for name, on in options.items() if on})
-        x = Stem(self.stem, conv, norm, self.stem_channels, not self.preact, name="stem")(x, train)
+        norm = bind_trunk(self.norm, self.dtype, self.axis_name)
+        x = Stem(self.stem, conv, norm, self.stem_channels, not self.preact, self.act, name="stem")(x, train)
+        block = partial(self.block, conv=conv, norm=norm, **self._block_options())
         rates = self._drop_rates()
         for i, (num_blocks, num_channels) in enumerate(self.arch):
             stage = Stage(num_blocks, num_channels, block, i == 0, rates[i], self.remat, name=f"stage{i + 1}")
             x = stage(x, train)
         if self.preact:
-            x = norm(use_running_average=not train, relu=True, name="bn")(x)
-        x = x.astype(jnp.float32).mean((1, 2))
-        return self.dense(self.num_classes, name="head")(x)
+            x = norm_act(norm, self.act, x, train, "bn")
+        x = widened(x).mean((1, 2))
+        return x if self.num_classes == 0 else self.dense(self.num_classes, name="head")(x)
+
+    def _block_options(self) -> dict[str, Any]:
+        """The options that differ from the defaults, so that a user's own block need not have them all."""
+        options: dict[str, Any] = {"zero_init": self.zero_init, "squeeze_excitation": self.squeeze_excitation}
+        options = {name: value for name, value in options.items() if value}
+        return options if self.act is relu else options | {"act": self.act}
 
     def _drop_rates(self) -> list[tuple[float, ...]]:
-        """Of each block of each stage: l / L of stochastic_depth for block l of L (arXiv:1603.09382, equation 4)."""
+        """The drop_rates of each stage: stochastic_depth * l / L for block l of L (arXiv:1603.09382, equation 4)."""
         if not self.stochastic_depth:
             return [()] * len(self.arch)
         depth = sum(num_blocks for num_blocks, _ in self.arch)
@@ -131,13 +144,13 @@ ResNet18 = partial(ResNet, arch=((2, 64), (2, 128), (2, 256), (2, 512)))
 
 
 def min_image_size(stem: str, num_stages: int) -> int:
-    """The smallest height or width, in pixels, of which no stage has to halve a single pixel."""
+    """The smallest height or width for which every halving starts from at least 2 pixels."""
     halvings = num_stages - 1 + (2 if stem == "standard" else 0)
     return 2 ** (halvings - 1) + 1 if halvings else 1
 
 
 def check_image_size(size: tuple[int, ...], stem: str, num_stages: int) -> None:
-    """Raise ConfigError where an image of (height, width) pixels is too small for the trunk."""
+    """Raise ConfigError if an image of (height, width) pixels is too small for the trunk."""
     least = min_image_size(stem, num_stages)
     if min(size) < least:
         hint = ', or stem "small"' if stem == "standard" else ""

@@ -1,4 +1,4 @@
-"""The layer table."""
+"""The table of layers, and the number of multiplications of a network."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -8,14 +8,14 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from resnet_jax.models.layers import Conv, Dense
+from resnet_jax.models.layers import Conv, Dense, stride_pair
 from resnet_jax.ops import plain
 
-LeafPath = tuple[str, ...]  # of a leaf of the variables, such as ("params", "stage1", "block1", "conv1", "kernel")
+LeafPath = tuple[str, ...]  # the path of a variable, such as ("params", "stage1", "block1", "conv1", "kernel")
 
 
 class Row(NamedTuple):
-    """A layer, the shape that it puts out, and how many parameters it holds."""
+    """A layer, the shape of its output, and the number of its parameters."""
 
     layer: str
     output_shape: tuple[int, ...]
@@ -23,11 +23,11 @@ class Row(NamedTuple):
 
 
 class LayerSummary(tuple[Row, ...]):
-    """The rows of a network, first to last; prints as a table."""
+    """The rows of a network, from first to last layer; prints as a table."""
 
     @property
     def parameters(self) -> int:
-        """How many parameters the whole network holds."""
+        """The number of parameters of the whole network."""
         return sum(row.parameters for row in self)
 
     def __str__(self) -> str:
@@ -40,15 +40,15 @@ class LayerSummary(tuple[Row, ...]):
 
 
 def variable_shapes(model: nn.Module, in_channels: int) -> dict[str, Any]:
-    """The model's variables as shapes: nothing is computed."""
-    size = 64  # any that is large enough: no shape depends on it
+    """The shapes of the model's variables; nothing is computed."""
+    size = 64  # large enough for every network; no shape depends on it
     return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, size, size, in_channels))))
 
 
 def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummary:
-    """What each direct part of a model puts out for an input of (N, H, W, C), and its parameters.
+    """The output shape and the number of parameters of each part of a model, for an input (N, H, W, C).
 
-    Only shapes are computed: no arithmetic, nothing compiled.
+    Only shapes are computed; nothing is compiled or run.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -68,10 +68,10 @@ def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummar
 
 
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """How many multiplications, each with its addition, a forward pass takes in convolutions and dense layers.
+    """The number of multiply-adds of a forward pass in Conv and Dense layers, for an input (N, H, W, C).
 
-    By XLA's own cost analysis of each of them as it is lowered (half its FLOP), for an input of (N, H, W, C). XLA
-    does not count what falls on padding; tables that do give 1 to 8 % more. Nothing is computed nor compiled.
+    It is half the FLOP that XLA's cost analysis reports for each lowered layer. XLA does not count products with
+    padding pixels; published tables that count them are 1 to 8 % higher. Nothing is compiled or run.
     """
     calls: list[int] = []
 
@@ -79,7 +79,7 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
         module, called = context.module, context.method_name == "__call__"
         if called and isinstance(module, Conv):
             kernel = (*module.kernel_size, args[0].shape[-1] // module.groups, module.features)
-            calls.append(conv_flop(module.strides, module.padding, module.groups, args[0].shape, kernel))
+            calls.append(conv_flop(stride_pair(module.strides), module.padding, module.groups, args[0].shape, kernel))
         elif called and isinstance(module, Dense):
             calls.append(flop(jnp.dot, args[0].shape, (args[0].shape[-1], module.features)))
         return next_call(*args, **kwargs)
@@ -93,13 +93,13 @@ def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 @cache
-def conv_flop(stride: int, pad: int, groups: int, x: tuple[int, ...], kernel: tuple[int, ...]) -> int:
-    """The FLOP of a convolution, of these shapes, without its bias."""
-    return flop(partial(plain.conv, (stride, stride), ((pad, pad), (pad, pad)), groups, bias=None), x, kernel)
+def conv_flop(strides: tuple[int, int], pad: int, groups: int, x: tuple[int, ...], kernel: tuple[int, ...]) -> int:
+    """The FLOP of a convolution of these shapes, without its bias."""
+    return flop(partial(plain.conv, strides, ((pad, pad), (pad, pad)), groups, bias=None), x, kernel)
 
 
 def flop(run: Callable[..., jax.Array], *shapes: tuple[int, ...]) -> int:
-    """The FLOP of a function of arrays, as XLA counts them."""
+    """The FLOP of a function of arrays of these shapes, as XLA counts them."""
     arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
     cost: Any = jax.jit(run).lower(*arrays).cost_analysis()
     return int(cost["flops"])

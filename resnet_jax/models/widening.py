@@ -1,7 +1,7 @@
-"""Networks that grow wider: new channels are copies, and what took in the old channel shares its weight among them.
+"""Networks that grow wider: new channels are copies, and the layers after them split the weights among the copies.
 
-Net2WiderNet, arXiv:1511.05641, section 2.2. There every copy gets the same share; here the shares are drawn at random
-and sum to 1, so that the copies get gradients of their own and part.
+This is Net2WiderNet, arXiv:1511.05641, section 2.2. There every copy gets an equal share of the weight. Here the shares
+are random and sum to 1, so the copies receive different gradients and become different.
 """
 
 import itertools
@@ -25,8 +25,8 @@ from resnet_jax.models.growth import (
 from resnet_jax.models.registry import Arch, scaled
 from resnet_jax.models.summary import LeafPath
 
-SHARES = (0.5, 1.5)  # the range that they are drawn from, before they are made to sum to 1
-SHORTCUTS = {  # the layers of one that projects
+SHARES = (0.5, 1.5)  # the range of the random shares, before they are normalised to sum to 1
+SHORTCUTS = {  # the layers of a projection shortcut
     "residual": ("conv3",),
     "resnext": ("conv4", "bn4"),
     "basic": ("shortcut_conv", "shortcut_bn"),
@@ -38,14 +38,14 @@ SHORTCUTS = {  # the layers of one that projects
 def widen(
     arch: str | Arch, variables: Variables, stage: int, channels: int, *, key: jax.Array, width: float = 1.0
 ) -> tuple[Arch, dict[str, Any]]:
-    """The network with more channels in a stage, and its variables: its logits are the same up to rounding.
+    """Give a stage more channels. The logits stay the same up to rounding.
 
-    channels: what the stage puts out then, in the Arch's terms: before width, which is create_model's for both
-    networks. The inside of the stage's blocks is widened too, and the stem where the first stage takes its channels
-    as they are. A fixed width of groups makes for more groups, a fixed number of them for wider ones. key draws which
-    channels are copied, and the shares. Leaves that do not change are passed on, not copied.
-    ConfigError where the architecture cannot be so wide, or where its shortcuts pad (option A): where a channel goes
-    hangs on the number of channels there.
+    channels: the new number of output channels of the stage, as in the Arch, before width multiplies it. width: the
+    argument of create_model for both networks. The inner channels of the stage's blocks grow in proportion. So does
+    the stem, if the first stage has no projection. ResNeXt blocks get more groups, bottlenecks wider groups.
+    key draws the channels to copy and the shares. Arrays that do not change are returned themselves, not copied.
+    Returns the new Arch and its variables. ConfigError if the architecture cannot have so many channels, if its
+    shortcuts pad channels (option A), or if the network has no batch norm or no head.
 
         arch, variables = resnet_jax.widen("resnet50", variables, stage=4, channels=3072, key=jax.random.key(0))
         model = resnet_jax.create_model(arch)  # resnet50-3-4-6-3-w256-512-1024-3072
@@ -73,39 +73,39 @@ def widen(
 
 
 def _wider(arch: Arch, variables: Variables, stage: int, channels: int, width: float) -> Arch:
-    """The Arch with so many channels in a stage; ConfigError where the same function cannot be had of it."""
+    """The Arch with this number of channels in a stage; ConfigError if it cannot compute the same function."""
     stages = list(arch.stages)
     num_blocks, before = stages[stage - 1]
     if scaled(channels, width) <= scaled(before, width):
         at_least = next(more for more in itertools.count(before + 1) if scaled(more, width) > scaled(before, width))
         raise ConfigError(
-            f"channels {channels}: stage {stage} of {arch.name} has {before}; give at least {at_least} at width {width}"
+            f"channels {channels}: stage {stage} of {arch.name} has {before}; use at least {at_least} at width {width}"
         )
     if arch.pad_shortcut and (len(stages) > 1 or projects(variables, 1)):
         raise ConfigError(
-            f"{arch.name} cannot be widened: its shortcuts pad the channels, so that which one goes where hangs on "
-            "their number; take an architecture whose shortcuts project, or insert blocks"
+            f"{arch.name} cannot be widened: its shortcuts pad channels, so their positions depend on the width; "
+            "use an architecture with projection shortcuts, or insert blocks instead"
         )
     stages[stage - 1] = (num_blocks, channels)
     if not projects(variables, stage):
         if arch.stem_channels != before:
             raise ConfigError(
-                f"stage 1 of {arch.name} has the stem's channels at width {width} alone, so that the network widened "
-                "would be one of no name; widen another stage"
+                f"stage 1 of {arch.name} has the stem's channels at width {width} alone, so no Arch describes the "
+                "wider network; widen another stage"
             )
         return changed(arch, stages=tuple(stages), stem_channels=channels)
     if stage == 1 and scaled(channels, width) == scaled(arch.stem_channels, width):
         raise ConfigError(
-            f"channels {channels}: the stem has as many, so that the first block of stage 1 of {arch.name} would no "
-            "longer project its input; give another number"
+            f"channels {channels}: the stem has equally many, so the first block of stage 1 of {arch.name} would lose "
+            "its projection; use another number"
         )
     return changed(arch, stages=tuple(stages))
 
 
 class _Net:
-    """The variables of a network, flat, while some of its channels become more.
+    """The flat variables of a network while it is widened.
 
-    A source is (new,) int: of which old channel each new one is a copy; the old ones come first, as they were.
+    A source is an int array (new,): the old channel that each new channel copies. The old channels come first.
     """
 
     def __init__(self, arch: Arch, variables: Variables, rng: np.random.Generator):
@@ -116,16 +116,16 @@ class _Net:
         return traverse_util.unflatten_dict(self.flat)
 
     def copies(self, old: int, new: int) -> np.ndarray:
-        """A source."""
+        """A source: all old channels, then randomly chosen copies."""
         return np.concatenate([np.arange(old), self.rng.integers(0, old, new - old)])
 
     def put_out(self, layer: LeafPath, source: np.ndarray) -> None:
-        """Make a layer that puts the old channels out put out the new; nothing if there is no such layer."""
+        """Give a layer the new output channels. Does nothing if there is no such layer."""
         for path in self._leaves(layer):
             self.flat[path] = np.asarray(self.flat[path])[..., source]
 
     def split(self, layer: LeafPath, source: np.ndarray) -> None:
-        """Make a layer that takes the old channels in take in the new; nothing if there is no such layer."""
+        """Give a layer the new input channels, with split weights. Does nothing if there is no such layer."""
         for path in self._leaves(layer):
             if path[-1] == "kernel":
                 share = self.rng.uniform(*SHARES, len(source))
@@ -134,7 +134,7 @@ class _Net:
                 self.flat[path] = (kernel * share[:, None]).astype(kernel.dtype)
 
     def take_in(self, block: LeafPath, stream: np.ndarray) -> None:
-        """Make a block that takes the old stream in take in the new."""
+        """Give a block the new input channels."""
         if self.arch.block == "preact":
             self.put_out((*block, "bn1"), stream)
         self.split((*block, "conv1"), stream)
@@ -142,7 +142,7 @@ class _Net:
             self.split((*block, shortcut), stream)
 
     def widen_block(self, block: LeafPath, shapes: dict[str, Any], stream: np.ndarray) -> None:
-        """Make a block put out the new stream; what is inside it becomes as wide as in those shapes of such a block."""
+        """Give a block the new output channels, and the inner channels of a block with these shapes."""
         old, new = self._features((*block, "conv1")), shapes["conv1"]["kernel"].shape[-1]
         inside, within = self._inside(old, new)
         self.put_out((*block, "conv1"), inside)
@@ -165,7 +165,7 @@ class _Net:
             self._widen_squeeze((*block, "se"), shapes["se"]["fc1"]["kernel"].shape[-1], stream)
 
     def _widen_squeeze(self, layer: LeafPath, features: int, stream: np.ndarray) -> None:
-        """Squeeze-and-excitation of the new stream, squeezed to so many features."""
+        """Widen squeeze-and-excitation to the new output channels, with this number of hidden features."""
         squeezed = self.copies(self._features((*layer, "fc1")), features)
         self.split((*layer, "fc1"), stream)
         self.put_out((*layer, "fc1"), squeezed)
@@ -173,8 +173,8 @@ class _Net:
         self.put_out((*layer, "fc2"), stream)
 
     def _inside(self, old: int, new: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """A source for the inside of a block, and that of each group; None where the groups themselves are copied."""
-        if self.arch.block == "resnext":  # a copy of a whole group takes in copies alone, and all of its weight
+        """The source of a block's inner channels, and that within each group (None if whole groups are copied)."""
+        if self.arch.block == "resnext":  # A copied group reads only copied channels, so its weights are not split.
             size = self.arch.group_width
             groups = self.copies(old // size, new // size)
             return (groups[:, None] * size + np.arange(size)).reshape(-1), None

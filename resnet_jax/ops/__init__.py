@@ -1,13 +1,18 @@
-"""What the networks are made of: convolution, max-pool and batch norm over (N, H, W, C) activations.
+"""The operations that networks consist of: convolution, max-pool and batch norm on (N, H, W, C) images.
 
-Each operation has one meaning and three implementations of it, chosen when the program is lowered, so that
-the same model object runs everywhere:
+Each operation has three implementations. JAX picks one when it lowers a program for a platform, so the same
+model object runs on every platform:
 
-    plain.py     XLA's own operations, on GPU and TPU (and for dtypes that the others do not take)
-    xla_cpu.py   the same in forms that XLA compiles to faster code on a CPU
-    native.py    oneDNN and our own C++ through jax.ffi, on a CPU where resnet_jax_onednn is installed
+    plain.py     XLA's own operations: on GPU and TPU, for float64, and on request
+    xla_cpu.py   the same operations in forms that XLA compiles to faster code on a CPU
+    native.py    oneDNN and our own C++ through jax.ffi, on a CPU with the package resnet_jax_onednn
 
-`use_cpu_kernels` picks between the last two.
+`cpu_kernels` chooses the implementation for the CPU. The last two define their gradients by hand
+(jax.custom_vjp), so JAX cannot differentiate them in forward mode or twice. For jax.jvp, jax.hessian,
+Hessian-vector products and gradients of gradients, choose "plain", on a GPU or TPU too:
+
+    with resnet_jax.ops.cpu_kernels("plain"):
+        _, product = jax.jvp(jax.grad(loss), (params,), (vector,))
 """
 
 from resnet_jax.ops.api import batch_norm, batch_norm_inference, batch_norm_relu_max_pool, conv, max_pool

@@ -1,4 +1,4 @@
-"""The operations that models call. Each checks its operands and hands them to an implementation."""
+"""The operations that models call. Each checks its operands and calls an implementation."""
 
 from functools import partial
 
@@ -9,13 +9,13 @@ from jax import Array
 from resnet_jax.ops import native, plain, xla_cpu
 from resnet_jax.ops.select import by_platform
 
-Pair = tuple[int, ...]  # of two, for H and W
+Pair = tuple[int, ...]  # two numbers, for H and W
 Padding = tuple[Pair, ...]
 NO_PADDING: Padding = ((0, 0), (0, 0))
 
 
 def _native_takes(x: Array, *others: Array | None) -> bool:
-    """The native kernels take non-empty float32 and bfloat16 images."""
+    """The native kernels support non-empty float32 and bfloat16 images."""
     return x.dtype in (jnp.float32, jnp.bfloat16) and all(a is None or a.size > 0 for a in (x, *others))
 
 
@@ -29,7 +29,7 @@ def _check_images(operation: str, x: Array) -> None:
 
 
 def _check_window(operation: str, x: Array, window: Pair, strides: Pair, padding: Padding) -> None:
-    """Refuse what has no meaning before anything is compiled."""
+    """Raise ValueError for an invalid window, before anything is compiled."""
     for axis, size, side, step, (low, high) in zip("HW", x.shape[1:3], window, strides, padding, strict=True):
         if step < 1 or low < 0 or high < 0:
             raise ValueError(f"{operation}: strides {strides} must be positive and padding {padding} not negative")
@@ -49,7 +49,7 @@ def conv(
     padding: Padding = NO_PADDING,
     groups: int = 1,
 ) -> Array:
-    """Convolution in x's type, summed in float32; kernel and bias keep theirs, and so do their gradients.
+    """Convolution in x's type, summed in float32 (float64 for float64). Gradients have the types of their operands.
 
     x: (N, H, W, C); kernel: (kh, kw, C / groups, O); bias: (O,) or None;
     padding: ((top, bottom), (left, right)).
@@ -75,7 +75,7 @@ def conv(
 
 
 def max_pool(x: Array, window: Pair = (3, 3), strides: Pair = (2, 2), padding: Padding = ((1, 1), (1, 1))) -> Array:
-    """The largest value of each window; padding never wins. Of equal values the first gets the gradient.
+    """The largest value of each window, padding ignored. The first of several equal values gets the gradient.
 
     x: (N, H, W, C) -> (N, H', W', C), H' = (H + top + bottom - window[0]) // strides[0] + 1.
     """
@@ -91,7 +91,7 @@ def max_pool(x: Array, window: Pair = (3, 3), strides: Pair = (2, 2), padding: P
 
 
 def _native_pools(x: Array, window: Pair, strides: Pair, padding: Padding) -> bool:
-    """A window must hold a pixel and have fewer than 255, as its winner is kept in a byte."""
+    """Each window must contain a pixel, and at most 254 of them, as the index is stored in a byte."""
     fits = all(low < side and high < side for side, (low, high) in zip(window, padding, strict=True))
     return _native_takes(x) and fits and window[0] * window[1] < 255
 
@@ -106,13 +106,13 @@ def batch_norm(
     relu: bool = False,
     residual: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Batch norm with the batch's own statistics.
+    """Batch norm with the statistics of the batch.
 
     y = relu?((x - mean) / sqrt(var + epsilon) * scale + bias + residual?)
 
-    x, residual: (N, H, W, C); scale, bias: (C,) float32. mean and var (biased) are taken over N, H and W in
-    float32, over all devices of `axis_name` if given.
-    Returns y in x's type, and mean, var (C,) float32, through which no gradient flows.
+    x, residual: (N, H, W, C) of one type; scale, bias: (C,) float32. mean and var (biased) are computed over N, H
+    and W in float32 (float64 if x is), and over all devices of the mapped axis `axis_name` if given.
+    Returns y in x's type, and mean, var (C,) without gradients.
     Source: arXiv:1502.03167, algorithm 1.
     """
     _check_channels("batch_norm", x, scale, bias)
@@ -142,10 +142,10 @@ def batch_norm_relu_max_pool(
     strides: Pair = (2, 2),
     padding: Padding = ((1, 1), (1, 1)),
 ) -> tuple[Array, Array, Array]:
-    """`max_pool` of `batch_norm(..., relu=True)`: what follows the first convolution of a ResNet.
+    """`max_pool` of `batch_norm(..., relu=True)`, the layers after the first convolution of a ResNet.
 
-    It is an operation of its own as the normalised images are the largest array of the network; the native
-    implementation never writes them to memory. x: (N, H, W, C) -> y: (N, H', W', C), and mean, var (C,).
+    They are one operation because the normalised images are the largest array of the network. The native
+    implementation never stores them. x: (N, H, W, C) -> y: (N, H', W', C), and mean, var (C,).
     """
     _check_channels("batch_norm_relu_max_pool", x, scale, bias)
     _check_window("batch_norm_relu_max_pool", x, window, strides, padding)
@@ -174,7 +174,7 @@ def batch_norm_inference(
     relu: bool = False,
     residual: Array | None = None,
 ) -> Array:
-    """`batch_norm` with given statistics, (C,) float32 each. XLA fuses it well everywhere."""
+    """`batch_norm` with given statistics, (C,) float32 each. XLA fuses it well on every platform."""
     _check_channels("batch_norm_inference", x, scale, bias)
     return plain.normalise(x, mean, var, scale, bias, residual, epsilon, relu)
 

@@ -1,6 +1,6 @@
 """The operations as calls of the native library resnet_jax_onednn, through jax.ffi.
 
-A missing operand is passed as an empty array. Under vmap the calls run one after another.
+A missing operand is passed as an empty array. Under vmap the calls run sequentially, one for each element.
 """
 
 from functools import partial
@@ -11,15 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
+from resnet_jax.ops.varying import axes_of, vary_over
 from resnet_jax.ops.xla_cpu import crop_to_image
 
 NOTHING = (0,)
 
 
 def _call(target: str, results, *operands: Array, **attributes):
-    """Call `resnet_jax_<target>`; tuples of ints go as int64 arrays, floats as float32."""
+    """Call `resnet_jax_<target>`. Tuples of ints are passed as int64 arrays, floats as float32.
+
+    Under jax.shard_map the results vary over every mesh axis over which an operand does.
+    """
+    axes = axes_of(*operands)
     call = jax.ffi.ffi_call(f"resnet_jax_{target}", results, vmap_method="sequential")
-    return call(*operands, **{name: _attribute(value) for name, value in attributes.items()})
+    outputs = call(
+        *(vary_over(axes, operand) for operand in operands),
+        **{name: _attribute(value) for name, value in attributes.items()},
+    )
+    return jax.tree.map(partial(vary_over, axes), outputs)
 
 
 def _attribute(value):
@@ -35,7 +44,7 @@ def _flat(padding) -> tuple[int, int, int, int]:
 
 
 def _windows(size, window, strides, padding) -> tuple[int, int]:
-    """How many windows fit along H and W."""
+    """The number of windows along H and W: the size of the output."""
     return tuple(
         (n + low + high - side) // step + 1
         for n, side, step, (low, high) in zip(size, window, strides, padding, strict=True)
@@ -65,12 +74,12 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _narrow_conv(padding, x: Array, kernel: Array, bias: Array | None) -> Array:
-    """Convolution of images 2 or 3 pixels wide, which keeps their size.
+    """Convolution of images that are 2 or 3 pixels wide; the output has the same size.
 
-    oneDNN works along rows of pixels and idles when a row has only 3, so each direction gets the form that
-    measured best at 3x3x512, batch 128, against oneDNN's own (milliseconds, Zen 5, 2 cores):
-    forward and input gradient by columns, 5.6 for 9.5 in bfloat16 and 9.4 for 14.1 in float32; weight
-    gradient with the images side by side in bfloat16, 7.3 for 13.8; in float32 as it is.
+    oneDNN vectorises along rows of pixels and is slow if a row has only 3. So each pass uses the form that was
+    fastest at 3x3x512, batch 128. Milliseconds against oneDNN's own kernel, on 2 cores of a Zen 5:
+    forward and input gradient by columns, 5.6 and 9.5 in bfloat16, 9.4 and 14.1 in float32;
+    weight gradient with images side by side, 7.3 and 13.8 in bfloat16. In float32 oneDNN's own is faster.
     """
     return _by_columns(padding, x, kernel, bias)
 
@@ -93,9 +102,9 @@ _narrow_conv.defvjp(_narrow_conv_forward, _narrow_conv_backward)
 
 
 def _by_columns(padding, x: Array, kernel: Array, bias: Array | None) -> Array:
-    """One convolution for each output column: the columns that it sees are channels, the images its pixels.
+    """One convolution for each output column. Its input columns become channels, the images become pixels.
 
-    Nothing is multiplied by padding; a row is as long as the batch.
+    So no product has a padding pixel as a factor, and a row is as long as the batch.
     """
     n, height, width, c = x.shape
     side, reach, outputs = kernel.shape[0], padding[1][0], kernel.shape[3]
@@ -133,7 +142,7 @@ def _conv_forward(strides, padding, groups, x, kernel, bias):
 def _conv_backward(strides, padding, groups, saved, dy):
     x, kernel, bias = saved
     how = {"strides": strides, "padding": _flat(padding), "groups": groups}
-    # Two calls: where nobody asks for dx (the first layer), XLA drops that call.
+    # These are two calls, so that XLA drops the first one where dx is unused (the first layer).
     dx = _call("conv_backward_data", _like(x), dy, kernel.astype(jnp.float32), **how)
     gradients = (
         ShapeDtypeStruct(kernel.shape, jnp.float32),
@@ -147,7 +156,7 @@ _conv.defvjp(_conv_forward, _conv_backward)
 
 
 def _pooled(x: Array, window, strides, padding) -> tuple[ShapeDtypeStruct, ShapeDtypeStruct]:
-    """The pooled images, and which pixel of each window won."""
+    """The pooled images, and the index of the largest pixel in each window."""
     shape = (x.shape[0], *_windows(x.shape[1:3], window, strides, padding), x.shape[3])
     return ShapeDtypeStruct(shape, x.dtype), ShapeDtypeStruct(shape, jnp.uint8)
 
@@ -161,7 +170,7 @@ def max_pool(window, strides, padding, x: Array) -> Array:
 def _max_pool_forward(window, strides, padding, x):
     how = {"window": window, "strides": strides, "padding": _flat(padding)}
     y, index = _call("max_pool", _pooled(x, window, strides, padding), x, **how)
-    # An array of no bytes carries x's size to the backward pass; x itself need not live that long.
+    # An array of no bytes carries the shape of x to the backward pass, so that x itself can be freed.
     return y, (index, jnp.zeros((*x.shape[:3], 0), x.dtype))
 
 
@@ -176,7 +185,7 @@ max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance. Over devices, the variance is theirs plus that of their means."""
+    """Mean and biased variance. Over devices: the mean of the variances plus the variance of the means."""
     mean, var = _call("bn_moments", (_channels(x), _channels(x)), x)
     if axis_name is not None:
         mean, local = lax.pmean(mean, axis_name), mean
@@ -185,7 +194,7 @@ def _moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
 
 
 def _row_means(x: Array, sums: tuple[Array, ...], axis_name: str | None) -> tuple[Array, ...]:
-    """Sums over this device's rows -> means over the rows of all devices."""
+    """Sums over the rows of this device -> means over the rows of all devices."""
     means = tuple(s / (x.size // x.shape[-1]) for s in sums)
     return means if axis_name is None else lax.pmean(means, axis_name)
 
@@ -200,21 +209,21 @@ def _batch_norm_forward(epsilon, axis_name, relu, x, scale, bias, residual):
     mean, var = _moments(x, axis_name)
     added = _empty(x.dtype) if residual is None else residual
     y = _call("bn_normalise", _like(x), x, mean, var, scale, bias, added, epsilon=epsilon, relu=relu)
-    # The ReLU's mask follows from x alone unless something was added.
+    # Without a residual, the backward pass recomputes the mask of the ReLU from x.
     output = y if relu and residual is not None else _empty(x.dtype)
     return (y, mean, var), (x, output, mean, var, scale, bias, residual is not None)
 
 
 def _batch_norm_backward(epsilon, axis_name, relu, saved, cotangents):
     x, output, mean, var, scale, bias, has_residual = saved
-    dy = cotangents[0]  # api.batch_norm lets no gradient through mean and var
+    dy = cotangents[0]  # api.batch_norm stops the gradients of mean and var
     g_is_output = relu and has_residual
     how = {"epsilon": epsilon, "relu": relu}
     g = _like(x) if g_is_output else ShapeDtypeStruct(NOTHING, x.dtype)
     results = (_channels(x), _channels(x), g)
     *sums, g = _call("bn_gradient_sums", results, x, dy, output, mean, var, scale, bias, **how)
     means = _row_means(x, tuple(sums), axis_name)
-    # With a residual the masked gradient was written out for it: no second mask.
+    # With a residual, the gradient has already been masked and stored in g.
     g, how["relu"] = (g, False) if g_is_output else (dy, relu)
     dx = _call("bn_gradient", _like(x), x, g, mean, var, scale, bias, *means, **how)
     dbias, dscale = sums

@@ -1,4 +1,7 @@
-"""The operations in XLA's own terms: what they mean, and what GPU and TPU run."""
+"""The operations in XLA's own terms. They define the results; GPU and TPU run them.
+
+They support every transformation of JAX: forward mode and derivatives of any order too.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +23,14 @@ def max_pool(window, strides, padding, x: Array) -> Array:
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
 
 
+def widened(x: Array) -> Array:
+    """x in the type of the arithmetic: float64 for float64, float32 for others."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
-    """Mean and biased variance over N, H, W in float32, (C,) each; E[x^2] - E[x]^2 in one pass, as Flax."""
-    x = x.astype(jnp.float32)
+    """Mean and biased variance over N, H and W, (C,) each, as E[x^2] - E[x]^2 in one pass, as Flax does."""
+    x = widened(x)
     mean, square = jnp.mean(x, (0, 1, 2)), jnp.mean(lax.square(x), (0, 1, 2))
     if axis_name is not None:
         mean, square = lax.pmean((mean, square), axis_name)
@@ -30,10 +38,10 @@ def moments(x: Array, axis_name: str | None) -> tuple[Array, Array]:
 
 
 def normalise(x, mean, var, scale, bias, residual, epsilon, relu) -> Array:
-    """relu?((x - mean) / sqrt(var + epsilon) * scale + bias + residual?), in float32, then x's type."""
-    y = (x.astype(jnp.float32) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    """relu?((x - mean) / sqrt(var + epsilon) * scale + bias + residual?), at least in float32, then in x's type."""
+    y = (widened(x) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
     if residual is not None:
-        y = y + residual.astype(jnp.float32)
+        y = y + widened(residual)
     return (jax.nn.relu(y) if relu else y).astype(x.dtype)
 
 

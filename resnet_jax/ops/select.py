@@ -1,4 +1,4 @@
-"""Which implementation a program gets on the CPU: oneDNN's, where it is installed, or XLA's."""
+"""The choice of implementation: oneDNN, XLA's fast forms for a CPU, or the plain operations."""
 
 import contextlib
 import functools
@@ -7,18 +7,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from resnet_jax.errors import ConfigError, unknown
+from resnet_jax.ops.varying import vary_alike
 
 log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "xla", "onednn")
+CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
 
 @functools.cache
 def native_problem() -> str | None:
-    """Why the native kernels cannot be used on this machine, in one line; None if they can."""
+    """The reason why the native kernels do not work on this machine, in one line; None if they work."""
     try:
         import resnet_jax_onednn
     except ImportError as error:
@@ -31,15 +33,22 @@ def native_problem() -> str | None:
 
 
 def native_available() -> bool:
-    """Whether the oneDNN kernels are installed and load."""
+    """Whether the oneDNN kernels are installed and loadable."""
     return native_problem() is None
 
 
 def use_cpu_kernels(choice: str) -> None:
-    """Set what programs traced from now on use on the CPU: "auto", "xla" or "onednn".
+    """Choose the implementation for programs that are traced from now on.
 
-    "auto" takes oneDNN where it loads, and says once in a line of the log where not. "onednn" insists:
-    it raises ConfigError where oneDNN does not load. Programs already compiled stay as they are.
+    choice: one of
+        "auto"    oneDNN if it loads; else "xla", after one warning in the log
+        "onednn"  oneDNN; raises ConfigError if it does not load
+        "xla"     XLA, in forms that it compiles to fast code for a CPU
+        "plain"   XLA's own operations, on every platform. They are slower on a CPU. JAX can differentiate
+                  them in forward mode and any number of times; the others support jax.grad and jax.vjp only.
+
+    The first three make no difference on GPU and TPU, where the forward and backward passes are the plain
+    operations. Functions that are already compiled keep their implementation: call jax.jit again for a new one.
     """
     global _chosen
     if choice not in CHOICES:
@@ -51,7 +60,7 @@ def use_cpu_kernels(choice: str) -> None:
 
 @contextlib.contextmanager
 def cpu_kernels(choice: str) -> Iterator[None]:
-    """`use_cpu_kernels(choice)` for the programs traced inside the with block."""
+    """`use_cpu_kernels(choice)` for the programs that are traced inside the with block."""
     before = _chosen
     use_cpu_kernels(choice)
     try:
@@ -66,8 +75,8 @@ def _say_once(problem: str) -> None:
 
 
 def native_chosen() -> bool:
-    """Whether a program traced now should use the native kernels on the CPU."""
-    if _chosen == "xla":
+    """Whether a program traced now uses the native kernels on the CPU."""
+    if _chosen in ("xla", "plain"):
         return False
     problem = native_problem()
     if problem is not None and jax.default_backend() == "cpu":
@@ -75,11 +84,15 @@ def native_chosen() -> bool:
     return problem is None
 
 
-def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, *args: Any) -> Any:
-    """Call the implementation that fits the platform that the program is lowered for.
+def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, x: jax.Array, *others: Any) -> Any:
+    """Call the implementation for the platform that the program is lowered for.
 
-    native: None where the operands are none that the native kernels take.
-    Lowering for one platform keeps that platform's branch alone: nothing is decided at run time.
+    native: None if the native kernels do not support the operands. float64 always takes the plain operations,
+    as the others compute in float32. Lowering for one platform keeps that platform's branch only, so nothing
+    is decided at run time.
     """
+    operands = vary_alike(x, *others)
+    if _chosen == "plain" or x.dtype == jnp.float64:
+        return plain(*operands)
     on_cpu = native if native is not None and native_chosen() else xla_cpu
-    return jax.lax.platform_dependent(*args, cpu=on_cpu, default=plain)
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=plain)

@@ -1,9 +1,9 @@
 """The operations in forms that XLA compiles to faster code on a CPU.
 
-XLA:CPU has fast paths for forward convolutions, matrix products, float32 sums and element-wise loops, and
-none for scatters and for the convolution that gives a weight gradient. So here gradients are written by
-hand in terms of the former, and those of wide 3x3 kernels in Winograd's form. bfloat16 is computed in
-float32 and rounded at the end: XLA:CPU has no bfloat16 arithmetic to gain from.
+XLA:CPU is fast at forward convolutions, matrix products, float32 sums and element-wise loops. It is slow at
+scatters and at the convolution that computes a weight gradient. So the gradients here are written by hand in
+terms of the fast operations; those of wide 3x3 kernels use Winograd's algorithm. bfloat16 is computed in
+float32 and rounded at the end, since XLA:CPU gains nothing from bfloat16 arithmetic.
 """
 
 from functools import partial, reduce
@@ -16,7 +16,7 @@ from jax import Array, lax
 
 from resnet_jax.ops import plain
 
-# Winograd's F(4x4, 3x3): the maps of an image's, a kernel's and an output's windows (arXiv:1509.09308, section 4.3)
+# Winograd's F(4x4, 3x3): the transforms of image, kernel and output tiles (arXiv:1509.09308, section 4.3)
 WINOGRAD_IMAGE = np.array(
     [
         [4, 0, -5, 0, 1, 0],
@@ -34,8 +34,8 @@ WINOGRAD_KERNEL = (
 WINOGRAD_OUT = np.array(
     [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32
 )
-# where it was faster (batch 128, least of 4, 2 cores): 24x24 with 64 channels 58 ms -> 30, 12x12 with 128 36 -> 12, 6x6
-# with 256 25 -> 17, 7x7 with 64 4.1 -> 3.2; and where slower: 24x24 with 32 channels, 4x4 and 3x3 images (128 tiles)
+# Winograd is used from these sizes on. Measured (batch 128, best of 4, 2 cores), without and with it: 24x24x64
+# 58 and 30 ms, 12x12x128 36 and 12, 6x6x256 25 and 17, 7x7x64 4.1 and 3.2. It is slower for 24x24x32, 4x4 and 3x3.
 WINOGRAD_CHANNELS, WINOGRAD_TILES = 64, 512
 
 
@@ -45,7 +45,7 @@ def sum_rows(x: Array) -> Array:
 
 
 def _taps(x: Array, window, strides, padding, size, fill) -> list[Array]:
-    """For each place in the window, row by row, the pixels that all windows see there: (N, *size, C) each."""
+    """For each place in the window, row by row: the pixel at that place of every window, (N, *size, C)."""
     padded = lax.pad(x, jnp.asarray(fill, x.dtype), ((0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)))
     n, c, (height, width), (down, right) = x.shape[0], x.shape[3], size, strides
     return [
@@ -61,9 +61,9 @@ def _taps(x: Array, window, strides, padding, size, fill) -> list[Array]:
 
 
 def crop_to_image(size, strides, padding, kernel: Array) -> tuple[Array, tuple]:
-    """Cut off the rows and columns of the kernel that see padding only, with the padding that they ask for.
+    """Remove the rows and columns of the kernel that see only padding, and the padding that they need.
 
-    Of a 3x3 kernel on 1x1 images, which is what ResNet-18 ends in at 28x28, one ninth is left.
+    ResNet-18 at 28x28 ends with 1x1 images, where one ninth of a 3x3 kernel remains.
     """
     kept, cropped = [], []
     for n, side, step, (low, high) in zip(size, kernel.shape[:2], strides, padding, strict=True):
@@ -73,7 +73,7 @@ def crop_to_image(size, strides, padding, kernel: Array) -> tuple[Array, tuple]:
         first, beyond = (sees[0], sees[-1] + 1) if sees else (0, side)
         kept.append(slice(first, beyond))
         cropped.append((low - first, last + beyond - n))
-    if any(low < 0 or high < 0 for low, high in cropped):  # windows that leave out pixels at an edge: nothing to cut
+    if any(low < 0 or high < 0 for low, high in cropped):  # the windows skip pixels at an edge: keep all
         return kernel, padding
     return kernel[kept[0], kept[1]], tuple(cropped)
 
@@ -109,9 +109,9 @@ def _conv_backward(strides, padding, groups, saved, dy):
 
 
 def _kernel_gradient(strides, padding, groups, x: Array, kernel: Array, dy: Array) -> Array:
-    """In Winograd's form for wide 3x3 kernels on many tiles.
+    """Winograd's algorithm for wide 3x3 kernels on many tiles; a matrix product for kernels with few inputs.
 
-    As a matrix product where the product's inner dimension is short: 1x1 kernels, one-channel images.
+    The latter are 1x1 kernels and kernels of one-channel images; XLA's own gradient computes the others.
     """
     height, width, inputs, outputs = kernel.shape
     plain_3x3 = (height, width) == (3, 3) and strides == (1, 1) and groups == 1
@@ -133,9 +133,9 @@ _conv.defvjp(_conv_forward, _conv_backward)
 def winograd_kernel_gradient(padding, x: Array, dy: Array) -> Array:
     """The gradient of a 3x3 kernel of stride 1, in a quarter of the multiplications: (3, 3, C, O).
 
-    The convolution is out(kernel(k) * image(x)), each a linear map along H and W, on tiles of 4x4 outputs; so the
-    kernel's gradient is kernel^T(image(x) * out^T(dy)), summed over tiles. Rounding errors reach 1e-5 of its largest
-    value, where the direct sum's reach 4e-6.
+    On tiles of 4x4 outputs, the convolution is out(kernel(k) * image(x)), where each function is linear along H and
+    W. So the gradient is kernel^T(image(x) * out^T(dy)), summed over the tiles. Its rounding errors reach 1e-5 of
+    the largest value; those of the direct sum reach 4e-6.
     Source: arXiv:1509.09308, section 4.3.
     """
     (_, height, width, outputs), inputs = dy.shape, x.shape[3]
@@ -145,21 +145,21 @@ def winograd_kernel_gradient(padding, x: Array, dy: Array) -> Array:
     x = lax.pad(x, jnp.float32(0), ((0, 0, 0), (top, bottom + below, 0), (left, far + right, 0), (0, 0, 0)))
     dy = jnp.pad(dy, ((0, 0), (0, below), (0, right), (0, 0)))
     images, gradients = _transform(WINOGRAD_IMAGE, x, rows, 1), _transform(WINOGRAD_OUT.T, dy, rows, 1)
-    # without the barrier XLA fuses the rows' maps into the columns' and computes them once for each place in a column
+    # Without this barrier XLA computes each row transform again for every place in a column.
     images, gradients = lax.optimization_barrier((images, gradients))
     products = []
     for image, gradient in zip(images, gradients, strict=True):
         for a, b in zip(
             _transform(WINOGRAD_IMAGE, image, columns, 2), _transform(WINOGRAD_OUT.T, gradient, columns, 2), strict=True
         ):
-            # one by one: a batch of products is slower
+            # A batched product is slower than separate ones.
             products.append(lax.dot_general(a.reshape(-1, inputs), b.reshape(-1, outputs), (((0,), (0,)), ((), ()))))
     stacked = jnp.stack(products).reshape(6, 6, inputs, outputs)
     return jnp.einsum("ai,bj,abco->ijco", WINOGRAD_KERNEL, WINOGRAD_KERNEL, stacked)
 
 
 def _transform(matrix: np.ndarray, x: Array, tiles: int, axis: int) -> list[Array]:
-    """matrix @ each window of x along the axis, as long as its rows and 4 apart; a result for each of its rows."""
+    """matrix @ each window of x along the axis, one result per row of the matrix. Windows are 4 pixels apart."""
     places = [lax.slice_in_dim(x, i, i + 4 * (tiles - 1) + 1, 4, axis) for i in range(matrix.shape[1])]
     return [reduce(jnp.add, (float(k) * x for k, x in zip(row, places, strict=True) if k)) for row in matrix]
 
@@ -171,7 +171,7 @@ def max_pool(window, strides, padding, x: Array) -> Array:
 
 
 def _max_pool_forward(window, strides, padding, x):
-    """The largest of the shifted images, and which it was: element-wise loops instead of a scatter later."""
+    """The largest of the shifted images and its index, from which the backward pass needs no scatter."""
     y = plain.max_pool(window, strides, padding, x)
     taps = _taps(x, window, strides, padding, y.shape[1:3], -jnp.inf)
     dtype = jnp.uint8 if len(taps) < 256 else jnp.int32
@@ -179,18 +179,18 @@ def _max_pool_forward(window, strides, padding, x):
     for i, tap in enumerate(taps[1:], 1):
         wins = (tap > best) | jnp.isnan(tap)
         best, index = jnp.where(wins, tap, best), jnp.where(wins, jnp.asarray(i, dtype), index)
-    return y, (index, jnp.zeros((*x.shape[:3], 0), x.dtype))  # the second carries x's size alone
+    return y, (index, jnp.zeros((*x.shape[:3], 0), x.dtype))  # the second carries only the shape of x
 
 
 def _max_pool_backward(window, strides, padding, saved, dy):
-    """Pixels of one remainder modulo the strides are covered alike: each class is a sum of shifted images."""
+    """Pixels with equal remainders modulo the strides form a class: its gradient is a sum of shifted images."""
     index, size = saved
     _, height, width, _ = size.shape
     (down, right), (n, _, _, c) = strides, dy.shape
     rows, columns = -(-height // down), -(-width // right)  # pixels of each class, rounded up
 
     def share(place: int, h: int, w: int) -> Array:
-        """What the windows h and w further down and right give to their pixel at place."""
+        """The gradient that the windows h rows down and w columns right pass to their pixel at this place."""
         won = jnp.where(index == place, dy, 0).astype(jnp.float32)
         edges = ((0, 0, 0), (-h, rows + h - dy.shape[1], 0), (-w, columns + w - dy.shape[2], 0), (0, 0, 0))
         return lax.pad(won, jnp.float32(0), edges)  # negative edges crop

@@ -1,4 +1,4 @@
-"""A state that grows with its network: old weights keep what the optimizer knows of them, new ones start without."""
+"""Training states of growing networks: old weights keep their optimizer state, new ones start with an initial one."""
 
 from typing import Any
 
@@ -13,43 +13,39 @@ from resnet_jax.models.summary import LeafPath
 from resnet_jax.training.state import PyTree, TrainState
 
 Leaves = dict[LeafPath, Any]
-GROWTH = 2**31 - 1  # apart from the steps, whose keys are folded from the seed too
+GROWTH = 2**31 - 1  # no step has this number, so the keys differ from those of the steps
 
 
 def grow_state(
-    arch: Arch,
-    state: TrainState,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    stage: int,
-    position: int | None = None,
-    blocks: int = 1,
+    arch: Arch, state: TrainState, stage: int, position: int | None = None, blocks: int = 1
 ) -> tuple[Arch, TrainState]:
-    """The network with blocks more in a stage, and its state, the old leaves on the host, the optimizer's grafted.
+    """Insert blocks into a stage: the deeper network, and its state on the host with the grafted optimizer state.
 
-    The blocks are drawn from the seed and from how many there were before, so that a run that is resumed, or grown by
-    the command, grows the same. step and whatever the optimizer counts go on.
+    The blocks are drawn from the seed and the number of blocks before, so that a resumed run, and a run that the
+    command grows, get the same ones. step and the optimizer's counts are kept. state.model stays the old model: set the
+    new one with state.replace(model=...).
     """
     held = jax.device_get(state)
     variables = {"params": held.params, "batch_stats": held.batch_stats}
     position = check_place(arch, variables, stage, position, blocks)
-    key, before = jax.random.fold_in(jax.random.key(seed), GROWTH), sum(count for count, _ in arch.stages)
+    key, before = jax.random.fold_in(jax.random.key(held.seed), GROWTH), sum(count for count, _ in arch.stages)
     keys = [jax.random.fold_in(key, before + i) for i in range(blocks)]
     arch, variables = insert_blocks(arch, variables, stage, position, keys)
     params = variables["params"]
     names = [f"block{i}" for i in range(position, position + blocks)]
     inserted = {f"stage{stage}": {name: params[f"stage{stage}"][name] for name in names}}
     old = {moved(path, stage, position, blocks): leaf for path, leaf in by_name(held.opt_state).items()}
-    return arch, TrainState(held.step, params, variables["batch_stats"], graft(optimizer, params, inserted, old))
+    opt_state = graft(held.optimizer, params, inserted, old)
+    return arch, held.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state)
 
 
 def graft(optimizer: optax.GradientTransformation, params: PyTree, inserted: PyTree, old: Leaves) -> PyTree:
-    """The optimizer's state for params: what it held of the old ones, by name, and its initial state of those inserted.
+    """The optimizer's state for params: its old state for the old params, its initial state for the inserted ones.
 
-    An optimizer keeps its numbers for each weight in a tree with the names of the weights, at any depth; the rest, such
-    as counts, stays where it was. ConfigError where names or shapes say that this one does not.
+    Optimizers keep their state of each weight in trees with the names of the weights, at any depth. Other leaves, such
+    as counts, keep their values. ConfigError if the names or shapes of this optimizer's state do not follow that form.
     """
-    leaves = by_name(optimizer.init(inserted)) | old  # of the inserted alone: no second state of the whole network
+    leaves = by_name(optimizer.init(inserted)) | old  # not of all params, to save memory
     like = jax.eval_shape(optimizer.init, params)
     wanted = {name: leaf.shape for name, leaf in by_name(like).items()}
     if wanted != (held := {name: np.shape(leaf) for name, leaf in leaves.items()}):
@@ -59,7 +55,7 @@ def graft(optimizer: optax.GradientTransformation, params: PyTree, inserted: PyT
 
 
 def by_name(tree: PyTree) -> Leaves:
-    """The leaves by the names on their way."""
+    """The leaves by the names on their paths."""
     return {_names(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 

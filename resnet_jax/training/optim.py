@@ -1,34 +1,75 @@
-"""Learning-rate schedules and the optimizer."""
+"""Optimizers: SGD as PyTorch defines it, schedules, and a different optimizer for each part of a network."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import optax
+from flax import traverse_util
 
-from resnet_jax.training.config import OptimConfig
+from resnet_jax.errors import ConfigError, listed
+from resnet_jax.training.state import is_frozen
+
+Optimizer = optax.GradientTransformation
 
 
-def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """step -> learning rate, over epochs * steps_per_epoch steps."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
-    total = epochs * steps_per_epoch
-    if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
-    elif config.schedule == "step":
-        decays = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
-        main = optax.piecewise_constant_schedule(config.learning_rate, decays)
-    else:
-        main = optax.constant_schedule(config.learning_rate)
+def warmed_up(main: optax.Schedule, learning_rate: float, warmup: int) -> optax.Schedule:
+    """A schedule after `warmup` steps in which the rate rises linearly from 0 to learning_rate."""
     if not warmup:
         return main
-    return optax.join_schedules([optax.linear_schedule(0.0, config.learning_rate, warmup), main], [warmup])
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), main], [warmup])
 
 
-def is_kernel(params):
+def is_kernel(params: Any) -> Any:
     """A tree like params that is True at the kernels of convolutions and dense layers."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """PyTorch's SGD: weight decay joins the gradient before momentum does, here for kernels only."""
-    decay = [optax.add_decayed_weights(config.weight_decay, mask=is_kernel)] if config.weight_decay else []
-    momentum = config.momentum or None  # None: no buffer is kept
-    return optax.chain(*decay, optax.sgd(schedule, momentum=momentum, nesterov=config.nesterov))
+def sgd(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0
+) -> Optimizer:
+    """PyTorch's SGD: weight decay, of kernels only, is added to the gradient before the momentum."""
+    decay = [optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []
+    return optax.chain(*decay, optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov))
+
+
+def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:
+    """A different optimizer for each part of a network, for discriminative learning rates.
+
+    The keys are paths of parts, such as "head", "stage4" or "stage4/block1"; "" is for all params that no other key
+    covers. The longest path wins. A part keeps its weights with optax.set_to_zero(); Trainer(freeze=...) also keeps
+    its batch norms in evaluation mode, and is faster. ConfigError, when the state is made, for a path that names no
+    part, and for params that no key covers.
+
+        optimizer = resnet_jax.by_path({"head": optax.adamw(1e-3), "": optax.adamw(1e-5)})
+    """
+    paths = sorted(optimizers, key=len, reverse=True)
+
+    def labels(params: Any) -> Any:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        found = {name: next((path for path in paths if not path or is_frozen(name, [path])), None) for name in flat}
+        check_covered(found, paths)
+        return traverse_util.unflatten_dict(found, sep="/")
+
+    transforms: dict[Any, Optimizer] = dict(optimizers)
+    return optax.multi_transform(transforms, labels)
+
+
+def check_covered(found: Mapping[str, str | None], paths: Sequence[str]) -> None:
+    """Raise ConfigError for params without an optimizer, and for optimizers without params."""
+    if missing := [name for name, path in found.items() if path is None]:
+        raise ConfigError(f'optimizer: no path covers {listed(missing)}; add one for the rest under the key ""')
+    if unused := [path for path in paths if path and path not in found.values()]:
+        parts = {name.split("/")[0]: None for name in found}
+        raise ConfigError(f"optimizer: {unused[0]!r} names no part of the model; its parts are {listed(parts)}")
+
+
+def check_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer itself, or ConfigError for an object that is no optax.GradientTransformation."""
+    if isinstance(optimizer, Mapping):
+        return by_path({path: check_optimizer(part) for path, part in optimizer.items()})
+    if isinstance(optimizer, type) or not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise ConfigError(
+            f"optimizer {optimizer!r} is no optax.GradientTransformation; give one, such as optax.adamw(1e-3)"
+        )
+    return optimizer

@@ -1,43 +1,125 @@
 """What training changes: one pytree, the same on every device, with no device axis."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import optax
 from flax import linen as nn
-from flax import struct
+from flax import struct, traverse_util
 from jax import numpy as jnp
 
+from resnet_jax.errors import ConfigError, listed, one_line
+from resnet_jax.training.losses import Loss, cross_entropy
+
 PyTree = Any
-Device = Any  # a jax.Device, which a type checker does not know
+Variables = Mapping[str, PyTree]
+PARAMS, STATISTICS = "params", "batch_stats"
 
 
 class TrainState(struct.PyTreeNode):
-    """step: () int32, updates made so far; params and batch_stats: the model's; opt_state: the optimizer's."""
+    """A network in training.
+
+    step: () int32, updates made so far. params, batch_stats: the model's; batch_stats is {} for a model without them.
+    opt_state: the optimizer's, of the trained params alone. others: the model's further collections, {} for most.
+    seed: () uint32, from which each step draws its random numbers. The fields after it are constants of the program:
+    model, optimizer, loss, and frozen, the paths of the parts that keep their weights ("stem", "stage1/block1").
+    """
 
     step: Any
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+    others: PyTree
+    seed: Any
+    model: nn.Module = struct.field(pytree_node=False)
+    optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
+    loss: Loss = struct.field(pytree_node=False, default=cross_entropy)
+    frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+    @property
+    def variables(self) -> dict[str, PyTree]:
+        """What model.apply takes."""
+        return variables_of(self.params, self.batch_stats, self.others)
 
 
-def trained(params: PyTree, freeze: bool) -> PyTree:
-    """The params that training changes, and that the optimizer knows: all, or with freeze the head's alone."""
-    return {"head": params["head"]} if freeze else params
+def variables_of(params: PyTree, batch_stats: PyTree, others: PyTree) -> dict[str, PyTree]:
+    """The collections of a model in one dict, without those that it does not have."""
+    statistics = {STATISTICS: batch_stats} if batch_stats else {}
+    return {PARAMS: params, **statistics, **others}
+
+
+def is_frozen(path: str, frozen: Sequence[str]) -> bool:
+    """Whether a path such as "stage1/block1/conv1/kernel" is one of the frozen parts or inside of one."""
+    return any(path == part or path.startswith(part + "/") for part in frozen)
+
+
+def trained(params: PyTree, frozen: Sequence[str]) -> PyTree:
+    """The params that training changes and that the optimizer knows: those outside the frozen parts."""
+    if not frozen:
+        return params
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return traverse_util.unflatten_dict({k: v for k, v in flat.items() if not is_frozen(k, frozen)}, sep="/")
+
+
+def merged(params: PyTree, changed: PyTree) -> PyTree:
+    """params with the leaves of `changed`, whose paths are among theirs."""
+    if not isinstance(changed, Mapping):
+        return changed
+    return {**params, **{name: merged(params.get(name), tree) for name, tree in changed.items()}}
+
+
+def everything_but_head(params: PyTree) -> tuple[str, ...]:
+    """The parts that --freeze keeps: all but the head."""
+    return tuple(name for name in params if name != "head")
 
 
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
-    seed: int,
-    image_shape: tuple[int, int, int],
-    freeze: bool = False,
+    image_shape: tuple[int, ...],
+    *,
+    seed: int = 0,
+    loss: Loss = cross_entropy,
+    freeze: Sequence[str] = (),
+    variables: Variables | None = None,
 ) -> TrainState:
-    """The state of step 0 for images of (H, W, C), a pure function of seed."""
+    """The state of step 0 for images of (H, W, C), a pure function of seed.
 
-    def init() -> TrainState:
-        variables = model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)))
-        params = variables["params"]
-        return TrainState(jnp.int32(0), params, variables["batch_stats"], optimizer.init(trained(params, freeze)))
+    variables: weights to start from; collections and top-level parts that they lack are initialised from seed.
+    freeze: paths of parts that keep their weights, such as "stem" or "stage1/block1"; their batch norms run as in
+    evaluation. ConfigError for a path that names no part, or an optimizer that does not fit.
+    """
+    if freeze:
+        check_frozen(freeze, jax.eval_shape(lambda: initialise(model, image_shape, seed))[PARAMS])
 
-    return jax.jit(init)()
+    def init(given: Variables) -> TrainState:
+        new = initialise(model, image_shape, seed)
+        new |= {name: {**new.get(name, {}), **tree} for name, tree in given.items()}
+        params, statistics = new.pop(PARAMS), new.pop(STATISTICS, {})
+        opt_state = optimizer.init(trained(params, freeze))
+        return TrainState(
+            jnp.int32(0), params, statistics, opt_state, new, jnp.uint32(seed), model, optimizer, loss, tuple(freeze)
+        )
+
+    try:
+        return jax.jit(init)(variables or {})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(f"optimizer: it does not fit the model's parameters ({one_line(error)})") from error
+
+
+def initialise(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> dict[str, PyTree]:
+    """The variables of the model for images of (H, W, C), drawn from seed."""
+    return dict(model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False))
+
+
+def check_frozen(freeze: Sequence[str], params: PyTree) -> None:
+    """Raise ConfigError where a path names no part of the params, or nothing is left to train."""
+    paths = list(traverse_util.flatten_dict(params, sep="/"))
+    unknown = [part for part in freeze if not any(is_frozen(path, [part]) for path in paths)]
+    if unknown:
+        raise ConfigError(f"freeze {unknown[0]!r} names no part of the model; its parts are {listed(params)}")
+    if freeze and all(is_frozen(path, freeze) for path in paths):
+        raise ConfigError(f"freeze {', '.join(freeze)}: nothing is left to train; leave a part out")

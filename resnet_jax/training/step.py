@@ -1,30 +1,31 @@
-"""The train step and the evaluation step, over all devices. The only file that names pmap.
+"""The train step and the evaluation step, written for one device's share of the batch.
 
-Written for one device's share; what crosses devices is named. State and data set have no device axis (they are the
-same everywhere), rows have one.
+train_step takes a batch; it works under jit, pmap and jax.shard_map. make_train_steps builds the Trainer's own calls,
+which take the batch from a data set that lives on the devices.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, partial
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 from flax import struct
 from jax import lax
 from jax import numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.models import ResNet
-from resnet_jax.training.state import Device, PyTree, TrainState, trained
-
-AXIS = "batch"
+from resnet_jax.errors import ConfigError
+from resnet_jax.training.losses import Loss, hits, losses_of
+from resnet_jax.training.parallel import Device, Group, group_of, on_devices
+from resnet_jax.training.state import STATISTICS, TrainState, is_frozen, merged, trained, variables_of
 
 
 class Dataset(NamedTuple):
-    """images: (N, H, W, C) uint8; labels: (N,) int32. The whole of it lives on every device."""
+    """images: (N, H, W, C) uint8, or float32 in [0, 1]; labels: (N,) int32. Every device holds all of it."""
 
     images: Any
     labels: Any
@@ -37,143 +38,179 @@ class Metrics(struct.PyTreeNode):
     correct: Any
     count: Any
 
+    @property
+    def mean_loss(self) -> Any:
+        """The mean loss of an image."""
+        return self.loss / self.count
 
-def replicate(tree: PyTree, devices: Sequence[Device]) -> PyTree:
-    """The tree on every device, in the form that a step puts it out, so that a step compiles once."""
-    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
-
-
-def shard(x: np.ndarray, devices: Sequence[Device]) -> jax.Array:
-    """x: (devices, ...) -> the same, each row on its own device."""
-    return jax.device_put(x, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS)))
-
-
-def across_devices(reduce: Callable, tree: PyTree) -> PyTree:
-    """reduce (psum, pmean) of the tree over all devices. One device is spared it: XLA:CPU would copy every array."""
-    return tree if lax.psum(1, AXIS) == 1 else reduce(tree, AXIS)
+    @property
+    def accuracy(self) -> Any:
+        """The share of images whose largest logit is the label's."""
+        return self.correct / self.count
 
 
-def loss_and_hits(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Each image's cross-entropy in nats, and whether its largest logit is the label's. (N, K), (N,) -> (N,), (N,)."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses, logits.argmax(-1) == labels
+def train_step(
+    state: TrainState, batch: Any, *, axis_name: str | tuple[str, ...] | None = None
+) -> tuple[TrainState, Metrics]:
+    """One update of the state from a batch of images and labels, for a training loop of your own.
+
+    batch: (images, labels), or a mapping with the keys image and label. images: (B, H, W, C), floating as the model
+    takes them, or uint8, which are scaled to [0, 1]. labels: (B,) integers, or whatever state.loss takes.
+    Under pmap and jax.shard_map each device passes its share of the batch, and the state must be the same on all:
+    gradients and metrics are summed over the devices, and so the new state is the same again. The axis is found
+    without axis_name, except under the pmap of jax before 0.8 if its axis is not called "batch".
+
+        step = jax.jit(resnet_jax.train_step, donate_argnums=0)
+        state, metrics = step(state, (images, labels))
+    """
+    images, labels = images_and_labels(batch)
+    return update(state, images, labels, group_of((images, labels), axis_name))
 
 
-def predict(model: ResNet, variables: PyTree, images: jax.Array) -> Any:
+def images_and_labels(batch: Any) -> tuple[jax.Array, jax.Array]:
+    """The images, floating, and the labels of a batch. ConfigError if it holds neither a pair nor these names."""
+    if isinstance(batch, Mapping):
+        names = [next((name for name in (key, key + "s") if name in batch), None) for key in ("image", "label")]
+        pair = [batch[name] for name in names if name is not None]
+    else:
+        pair = list(batch) if isinstance(batch, Sequence) else []
+    if len(pair) != 2:
+        raise ConfigError("batch: give (images, labels), or a mapping with the keys image and label")
+    images, labels = jnp.asarray(pair[0]), jnp.asarray(pair[1])
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255
+    return images, labels
+
+
+def update(state: TrainState, images: jax.Array, labels: jax.Array, group: Group) -> tuple[TrainState, Metrics]:
+    """One update from this device's share of the batch. images: (B, H, W, C) as the model takes them."""
+    batch = images.shape[0] * group.size
+    # dropout and stochastic depth draw other numbers on each device, for its own images
+    rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(step_key(state), batch), group.index)}
+
+    def loss(params):
+        variables = variables_of(merged(state.params, params), state.batch_stats, state.others)
+        logits, changed = apply_training(state, variables, images, rngs)
+        losses = losses_of(state.loss, logits, labels)
+        correct = hits(logits, labels).sum(dtype=jnp.float32)  # exact up to 2^24; one type for all that is summed
+        return losses.sum() / batch, (changed, losses.sum(), correct)
+
+    params = trained(state.params, state.frozen)
+    grads, (changed, loss_sum, correct) = jax.grad(loss, has_aux=True)(group.vary(params))
+    # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. One
+    # all-reduce carries everything. Without the barrier XLA fuses each layer's update into the backward pass, which
+    # then waits for that layer's all-reduce (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts).
+    grads, loss_sum, correct = lax.optimization_barrier(group.reduce(lax.psum, (grads, loss_sum, correct)))
+    metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
+    if getattr(state.model, "axis_name", None) is None:  # statistics of each device's own images: keep their mean
+        changed = group.reduce(mean_over_devices, changed)
+    updates, opt_state = state.optimizer.update(grads, state.opt_state, params)
+    state = state.replace(
+        step=state.step + 1,
+        params=merged(state.params, optax.apply_updates(params, updates)),
+        batch_stats=changed.pop(STATISTICS, state.batch_stats),
+        opt_state=opt_state,
+        others={**state.others, **changed},
+    )
+    return state, metrics
+
+
+def step_key(state: TrainState) -> jax.Array:
+    """The random key of the step that the state is about to make."""
+    return jax.random.fold_in(jax.random.key(state.seed), state.step)
+
+
+def mean_over_devices(tree: Any, axes: Any) -> Any:
+    """pmean of the floating leaves, pmax of the others, such as counters."""
+    return jax.tree.map(lambda x: (lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax)(x, axes), tree)
+
+
+def apply_training(state: TrainState, variables: Any, images: jax.Array, rngs: Any) -> tuple[jax.Array, dict[str, Any]]:
+    """The logits in training mode, and the collections that the model changes. Frozen parts run as in evaluation."""
+    mutable = [STATISTICS, *state.others]
+    with nn.intercept_methods(frozen_in_evaluation_mode(state.frozen)):
+        logits, changed = state.model.apply(variables, images, train=True, mutable=mutable, rngs=rngs)
+    return logits, dict(changed)
+
+
+def frozen_in_evaluation_mode(frozen: Sequence[str]) -> Callable:
+    """An interceptor that calls the frozen parts of a model with train=False."""
+
+    def intercept(call, args, kwargs, context):
+        if context.method_name != "__call__" or not is_frozen("/".join(context.module.path), frozen):
+            return call(*args, **kwargs)
+        if getattr(context.module, "use_running_average", None) is False:  # a norm that was built for training
+            object.__setattr__(context.module, "use_running_average", True)
+        bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+        if "train" in bound.signature.parameters:
+            bound.arguments["train"] = False
+        return call(*bound.args, **bound.kwargs)
+
+    return intercept
+
+
+def predict(model: nn.Module, variables: Any, images: jax.Array) -> Any:
     """The logits of images in evaluation mode. (N, H, W, C) -> (N, K) float32."""
     return model.apply(variables, images, train=False)
 
 
-def train_step(
-    model: ResNet,
-    optimizer: optax.GradientTransformation,
-    preprocess: Preprocess,
-    seed: int,
-    state: TrainState,
-    data: Dataset,
-    rows: jax.Array,
-    freeze: bool = False,
-) -> tuple[TrainState, Metrics]:
-    """One update from this device's share of the batch: rows (B,) of the data set.
-
-    With freeze the head alone is trained, and what is before it runs as in evaluation.
-    """
-    num_devices = lax.psum(1, AXIS)  # a Python int
-    batch = rows.shape[0] * num_devices
-    # a key for each place in the global batch, so that augmentation does not depend on the number of devices
-    places = lax.axis_index(AXIS) * rows.shape[0] + jnp.arange(rows.shape[0])
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
-    images = preprocess.train(jax.vmap(partial(jax.random.fold_in, key))(places), data.images[rows])
-    labels = data.labels[rows]
-
-    # stochastic depth draws on each device for its own images
-    rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(key, batch), lax.axis_index(AXIS))}
-
-    def loss(params):
-        variables = {"params": state.params | params, "batch_stats": state.batch_stats}
-        logits, changed = model.apply(variables, images, train=not freeze, mutable=["batch_stats"], rngs=rngs)
-        losses, hits = loss_and_hits(logits, labels)
-        correct = hits.sum(dtype=jnp.float32)  # exact up to 2^24, and of one type with all that crosses devices
-        return losses.sum() / batch, (changed["batch_stats"], losses.sum(), correct)
-
-    params = trained(state.params, freeze)
-    grads, (batch_stats, loss_sum, correct) = jax.grad(loss, has_aux=True)(params)
-    # each device's gradient is of its share of the mean loss, so their sum is the mean's; one all-reduce carries all.
-    # Behind the barrier, XLA cannot fuse a layer's update into the backward pass of the layers before it, which would
-    # wait for that layer's gradient then (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts them).
-    # One device has nothing to wait for, and the barrier costs it nothing
-    grads, loss_sum, correct = lax.optimization_barrier(across_devices(lax.psum, (grads, loss_sum, correct)))
-    metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
-    if model.axis_name is None:  # each device has statistics of its own: keep their mean
-        batch_stats = across_devices(lax.pmean, batch_stats)
-    updates, opt_state = optimizer.update(grads, state.opt_state, params)
-    params = state.params | optax.apply_updates(params, updates)
-    return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
-
-
 def eval_step(
-    model: ResNet,
-    preprocess: Preprocess,
-    params: PyTree,
-    batch_stats: PyTree,
-    data: Dataset,
-    rows: jax.Array,
+    model: nn.Module, loss: Loss, preprocess: Preprocess, variables: Any, data: Dataset, rows: jax.Array, group: Group
 ) -> Metrics:
-    """The metrics of this device's rows (B,); a row of -1 is padding and counts nothing."""
-    images = preprocess.evaluate(data.images[rows])
-    logits = predict(model, {"params": params, "batch_stats": batch_stats}, images)
+    """The metrics of this device's rows (B,); a row of -1 is padding and is not counted."""
+    logits, labels = predict(model, variables, preprocess.evaluate(data.images[rows])), data.labels[rows]
     real = rows >= 0
-    losses, hits = loss_and_hits(logits, data.labels[rows])
-    sums = Metrics(loss=jnp.where(real, losses, 0).sum(), correct=(hits & real).sum(), count=real.sum())
-    return lax.psum(sums, AXIS)
+    losses = losses_of(loss, logits, labels)
+    correct = (hits(logits, labels) & real).sum()
+    sums = Metrics(loss=jnp.where(real, losses, 0).sum(), correct=correct, count=real.sum())
+    return lax.psum(sums, group.axes)
 
 
 def make_train_steps(
-    model: ResNet,
-    optimizer: optax.GradientTransformation,
-    preprocess: Preprocess,
-    seed: int,
-    devices: Sequence[Device],
-    freeze: bool = False,
+    preprocess: Preprocess, devices: Sequence[Device]
 ) -> Callable[[int], Callable[..., tuple[TrainState, Metrics]]]:
-    """num_steps -> a call of the devices that makes so many updates, and gives the sums of their metrics.
+    """num_steps -> a call of the devices that makes that many updates and sums their metrics.
 
-    The call takes (state, data, rows, first): state is used up; rows (devices, steps of the epoch, B / devices) are
-    indices into data; first () int32 is the first step to make.
+    The call takes (state, data, rows, first). It donates state. rows: (devices, steps of the epoch, B / devices)
+    indices into data; first: () int32, the first step to make.
     """
-    step = partial(train_step, model, optimizer, preprocess, seed, freeze=freeze)
+
+    def step(state: TrainState, data: Dataset, rows: jax.Array) -> tuple[TrainState, Metrics]:
+        group = group_of(rows)
+        # each place in the global batch has a key, so that augmentation does not depend on the number of devices
+        places = group.index * rows.shape[0] + jnp.arange(rows.shape[0])
+        keys = jax.vmap(lambda place: jax.random.fold_in(step_key(state), place))(places)
+        return update(state, preprocess.train(keys, data.images[rows]), data.labels[rows], group)
 
     @cache
     def train_steps(num_steps: int):
         def run(state, data, rows, first):
-            if num_steps == 1:  # on the CPU a convolution inside a scan is many times slower
+            if num_steps == 1:  # XLA:CPU runs a convolution inside a scan many times slower
                 return step(state, data, rows[first])
             mine = lax.dynamic_slice_in_dim(rows, first, num_steps)
             state, metrics = lax.scan(lambda state, rows: step(state, data, rows), state, mine)
             return state, jax.tree.map(lambda sums: sums.sum(0), metrics)
 
-        return jax.pmap(
-            run,
-            axis_name=AXIS,
-            in_axes=(None, None, 0, None),
-            out_axes=None,
-            devices=devices,
-            donate_argnums=0,
-        )
+        return on_devices(run, devices, in_axes=(None, None, 0, None), donate=(0,))
 
     return train_steps
 
 
-def make_eval_step(model: ResNet, preprocess: Preprocess, devices: Sequence[Device]) -> Callable[..., Metrics]:
-    """A call of the devices: (params, batch_stats, data, rows (devices, B / devices)) -> metrics."""
-    step = partial(eval_step, model, preprocess)
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, None, 0), out_axes=None, devices=devices)
+def make_eval_step(
+    model: nn.Module, loss: Loss, preprocess: Preprocess, devices: Sequence[Device]
+) -> Callable[..., Metrics]:
+    """A call of the devices: (variables, data, rows (devices, B / devices)) -> metrics."""
+
+    def run(variables, data, rows):
+        return eval_step(model, loss, preprocess, variables, data, rows, group_of(rows))
+
+    return on_devices(run, devices, in_axes=(None, None, 0))
 
 
 def epoch_rows(seed: int, epoch: int, num_images: int, batch_size: int, num_devices: int) -> np.ndarray:
     """The order of an epoch, a pure function of (seed, epoch): (devices, steps, B / devices) int32.
 
-    The num_images % batch_size images at the end of the permutation sit this epoch out.
+    The num_images % batch_size images at the end of the permutation are left out of this epoch.
     """
     order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_images).astype(np.int32)
     steps = num_images // batch_size

@@ -1,4 +1,4 @@
-"""No test of data sets reads the user's home or leaves this machine."""
+"""Tests of data neither read the user's home folder nor use the network."""
 
 import functools
 import http.server
@@ -14,6 +14,7 @@ def _stay_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data.specs import Arrays, DatasetSpec, Digests, SourceFile, Splits
+from resnet_jax.data.dataset import Arrays
+from resnet_jax.data.specs import DatasetSpec, Digests, SourceFile, Splits
 
 NAMES = (
     "train-images-idx3-ubyte.gz",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from small_set import NAMES, assert_same, idx_contents, idx_labels, make_spec, make_splits, write_files
 
-from resnet_jax.data.dataset import obtain
+from resnet_jax.data.catalogue import obtain
 from resnet_jax.data.sources import DownloadError, check_server, read_folder
 from resnet_jax.data.specs import DatasetSpec, SourceFile
 from resnet_jax.errors import DataError

@@ -1,4 +1,4 @@
-"""The seeded weights and the frozen digests are those of tests/models."""
+"""These tests share the seeded weights and the frozen digests of tests/models."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files of state dicts and folders of weights: what comes back, and what is refused in one line."""
+"""Files of state dicts and folders of weights: round trips, and the messages for invalid files."""
 
 import json
 import pickle
@@ -21,6 +21,7 @@ STATE = to_torch(VARIABLES, "resnet20")
 
 
 def refused(call, *says):
+    """Check that call raises InteropError with one line that contains every part."""
     with pytest.raises(InteropError) as error:
         call()
     message = str(error.value)
@@ -28,7 +29,7 @@ def refused(call, *says):
     assert all(part in message for part in says), message
 
 
-def test_safetensors_come_back_to_the_byte(tmp_path):
+def test_safetensors_round_trip_is_exact(tmp_path):
     write_state_dict(tmp_path / "a.safetensors", STATE)
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
     held = read_state_dict(tmp_path / "a.safetensors")
@@ -37,7 +38,7 @@ def test_safetensors_come_back_to_the_byte(tmp_path):
         np.testing.assert_array_equal(held[key], value)
 
 
-def test_a_folder_of_weights_comes_back_to_the_byte(tmp_path):
+def test_the_round_trip_of_a_folder_of_weights_is_exact(tmp_path):
     save_weights(tmp_path / "w", Weights("resnet20", {"width": 1.0}, VARIABLES))
     weights = load_weights(tmp_path / "w")
     assert (weights.arch, weights.options) == ("resnet20", {"width": 1.0})
@@ -56,9 +57,9 @@ BAD_SAFETENSORS = {
     "empty": b"",
     "no header": b"not a safetensors file at all",
     "header too long": struct.pack("<Q", 2**40) + b"{}",
-    "header no JSON": header(b"{nonsense"),
+    "header not JSON": header(b"{nonsense"),
     "offsets past the end": header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'),
-    "an unknown type": header(b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}') + bytes(4),
+    "unknown type": header(b'{"a": {"dtype": "F33", "shape": [1], "data_offsets": [0, 4]}}') + bytes(4),
 }
 
 
@@ -76,31 +77,31 @@ def test_a_truncated_safetensors_file(tmp_path):
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("BF16", 2), ("F16", 2), ("F64", 8), ("I32", 4)])
-def test_only_float32_is_taken(dtype, size, tmp_path):
-    """bfloat16 too, for which numpy has no name."""
+def test_only_float32_is_accepted(dtype, size, tmp_path):
+    """bfloat16 is reported too, although numpy has no such type."""
     about = {"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}
     (tmp_path / "a.safetensors").write_bytes(header(json.dumps(about).encode()) + bytes(2 * size))
     refused(lambda: read_state_dict(tmp_path / "a.safetensors"), f"a.weight is {dtype}", "only float32")
 
 
-def test_counters_do_not_stand_in_the_way(tmp_path):
+def test_counters_may_have_another_type(tmp_path):
     state = {**STATE, "bn1.num_batches_tracked": np.array(7)}
     safetensors.numpy.save_file(state, tmp_path / "a.safetensors")
     assert read_state_dict(tmp_path / "a.safetensors").keys() == state.keys()
 
 
-def test_what_is_no_file_of_weights(tmp_path):
+def test_other_kinds_of_files_are_refused(tmp_path):
     (tmp_path / "a.onnx").write_bytes(b"x")
     refused(lambda: read_state_dict(tmp_path), "is a folder; give a .safetensors or .pth file")
     refused(lambda: read_state_dict(tmp_path / "none.pth"), "there is no such file")
-    refused(lambda: read_state_dict(tmp_path / "a.onnx"), "unknown kind of file", ".safetensors", ".pth")
-    refused(lambda: write_state_dict(tmp_path / "a.onnx", STATE), "unknown kind of file")
+    refused(lambda: read_state_dict(tmp_path / "a.onnx"), "unknown file type", ".safetensors", ".pth")
+    refused(lambda: write_state_dict(tmp_path / "a.onnx", STATE), "unknown file type")
     refused(lambda: write_state_dict(tmp_path / "none/a.safetensors", STATE), "cannot be written")
     refused(lambda: write_state_dict("/proc/a.safetensors", STATE), "cannot be written")
 
 
 def test_without_torch_a_pth_file_is_not_opened(tmp_path, monkeypatch):
-    """Nor unpickled by anything else."""
+    """No other code unpickles it either."""
     (tmp_path / "a.pth").write_bytes(pickle.dumps(Tripwire(tmp_path / "ran")))
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ImportError
     refused(lambda: read_state_dict(tmp_path / "a.pth"), "pip install torch", "convert the file to .safetensors")
@@ -109,7 +110,7 @@ def test_without_torch_a_pth_file_is_not_opened(tmp_path, monkeypatch):
 
 
 class Tripwire:
-    """Unpickled, it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -133,16 +134,16 @@ def test_with_torch_pth_files_are_read_and_nothing_in_them_is_run(tmp_path):
     (tmp_path / "c.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
     torch.save({"conv1.weight": Tripwire(tmp_path / "ran")}, tmp_path / "d.pth")
     (tmp_path / "e.pth").write_bytes(pickle.dumps(Tripwire(tmp_path / "ran")))
-    for name in ("c", "d", "e"):  # torch's own words, which advise weights_only=False, are not passed on
-        says = f"{name}.pth: damaged, or it holds more than tensors, of which nothing was run; save model.state_dict()"
+    for name in ("c", "d", "e"):  # the message leaves out torch's own, which recommends weights_only=False
+        says = f"{name}.pth: damaged, or it contains objects other than tensors (none was run); save model.state_dict()"
         refused(lambda name=name: read_state_dict(tmp_path / f"{name}.pth"), says)
     assert not (tmp_path / "ran").exists()
     torch.save([1, 2], tmp_path / "f.pth")
-    refused(lambda: read_state_dict(tmp_path / "f.pth"), "holds a list, not a state dict")
+    refused(lambda: read_state_dict(tmp_path / "f.pth"), "contains a list, not a state dict")
 
 
-def test_files_are_written_whole_and_readable(tmp_path, monkeypatch):
-    """With the umask's mode; of what fails nothing is left, and what was there stays."""
+def test_files_are_written_atomically(tmp_path, monkeypatch):
+    """A file has the umask's mode. After an error the old file is unchanged and no partial file remains."""
     write_state_dict(tmp_path / "a.safetensors", STATE)
     save_weights(tmp_path / "w", Weights("resnet20", {}, VARIABLES))
     (tmp_path / "plain").touch()
@@ -174,13 +175,13 @@ def test_damaged_folders_of_weights(tmp_path):
     save_weights(tmp_path / "w", Weights("resnet20", {}, VARIABLES))
     variables, about = tmp_path / "w/variables.safetensors", tmp_path / "w/weights.json"
     content, text = variables.read_bytes(), about.read_text()
-    variables.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit, which safetensors would not see
-    refused(lambda: load_weights(tmp_path / "w"), "not what was written")
+    variables.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one flipped bit, which safetensors does not detect
+    refused(lambda: load_weights(tmp_path / "w"), "variables.safetensors is damaged (its SHA-256 differs)")
     variables.unlink()
     refused(lambda: load_weights(tmp_path / "w"), "there is no such file")
     for damage in ("{}", "nonsense", "[]", text[:-5]):
         about.write_text(damage)
         refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged")
     about.unlink()
-    refused(lambda: load_weights(tmp_path / "w"), "no weights.json there", "resnet_jax convert")
+    refused(lambda: load_weights(tmp_path / "w"), "there is no weights.json in it", "resnet_jax convert")
     refused(lambda: load_weights(tmp_path / "nowhere"), "there is no such folder")

@@ -1,4 +1,4 @@
-"""State dicts to variables and back, against keys, shapes and bytes that PyTorch's own modules have."""
+"""Conversion of state dicts, compared with the keys, shapes and bytes of PyTorch's own modules."""
 
 import family
 import flax_side
@@ -15,11 +15,12 @@ FROZEN = seeded.frozen("torch_family")
 
 
 def variables(name, channels=3, **options):
-    """The seeded variables of a name of the table."""
+    """Return the seeded variables of an architecture."""
     return flax_side.variables(create_model(name, family.COUNTS[name][0], **options), (1, 32, 32, channels))
 
 
 def zeros(name):
+    """Return variables of zeros that take no memory."""
     model = create_model(name, family.COUNTS[name][0])
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
@@ -33,7 +34,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", family.BYTES)
-def test_state_dict_is_pytorchs_to_the_byte_and_comes_back(name):
+def test_state_dict_has_pytorchs_bytes_and_the_round_trip_is_exact(name):
     held = variables(name)
     state = to_torch(held, name)
     np.testing.assert_array_equal(family.digest(state, content=True), FROZEN[f"bytes/{name}"])
@@ -66,7 +67,7 @@ def test_one_key_of_each_kind():
 STATE = to_torch(variables("resnet20"), "resnet20")
 
 
-def test_other_channels_and_classes_are_taken_as_they_are():
+def test_other_numbers_of_channels_and_classes_are_accepted():
     held = flax_side.variables(create_model("resnet20", 7), (1, 32, 32, 5))
     same(from_torch(to_torch(held, "resnet20"), "resnet20"), held)
 
@@ -79,13 +80,13 @@ def test_counters_are_dropped_and_arrays_are_copies():
     np.testing.assert_array_equal(STATE["bn1.weight"], before)
 
 
-def test_the_running_variance_is_taken_as_it_is():
-    """Not corrected by n / (n - 1): evaluation has PyTorch's numbers."""
+def test_the_running_variance_is_copied_unchanged():
+    """There is no factor of n / (n - 1), so evaluation matches PyTorch."""
     held = from_torch(STATE, "resnet20")
     np.testing.assert_array_equal(held["batch_stats"]["stem"]["bn"]["var"], STATE["bn1.running_var"])
 
 
-def test_a_reset_head_is_new_and_the_rest_is_not():
+def test_only_the_head_is_new_after_a_reset():
     held = from_torch(STATE, "resnet20", head="reset", num_classes=4)
     assert held["params"]["head"]["kernel"].shape == (64, 4)
     assert 0 < np.abs(held["params"]["head"]["kernel"]).max() <= 1 / 8
@@ -106,11 +107,11 @@ def test_one_channel_is_the_rgb_network_on_grey_images():
     np.testing.assert_allclose(
         flax_side.apply(model, grey, x), flax_side.apply(model, rgb, np.repeat(x, 3, -1)), rtol=0, atol=1e-4
     )
-    assert STATE["conv1.weight"].shape == (16, 3, 3, 3)  # the state dict is left alone
+    assert STATE["conv1.weight"].shape == (16, 3, 3, 3)  # the state dict is unchanged
 
 
 class Tensor:
-    """What from_torch uses of a torch tensor."""
+    """The part of a torch tensor's interface that from_torch uses."""
 
     def __init__(self, array, dtype):
         self.array, self.dtype = array, dtype
@@ -125,7 +126,7 @@ class Tensor:
         return self.array
 
 
-def test_tensors_of_torch_are_taken():
+def test_torch_tensors_are_accepted():
     same(
         from_torch({key: Tensor(value, "torch.float32") for key, value in STATE.items()}, "resnet20"),
         from_torch(STATE, "resnet20"),
@@ -150,11 +151,11 @@ NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
         ({**STATE, "bn1.weight": np.ones(8, np.float32)}, "resnet20", {}, ["bn1.weight is (8,), not (16,)"]),
         (STATE, "resnet32", {}, ["not the weights of resnet32", "missing", "and", "more", "closest: resnet20 (100%"]),
         (STATE, "resnet18", {}, ["unused", "closest: resnet20"]),
-        ({}, "resnet18", {}, ["missing: net.0.0.bias", "no architecture of the table is close"]),
+        ({}, "resnet18", {}, ["missing: net.0.0.bias", "no known architecture is close"]),
         ({**STATE, "conv1.weight": STATE["bn1.bias"]}, "resnet20", {}, ["conv1.weight is (16,), not (16, 3, 3, 3)"]),
         ({**STATE, "fc.weight": STATE["bn1.bias"]}, "resnet20", {}, ["fc.weight is (16,), not (1000, 64)"]),
         (HALF, "resnet20", {}, ["bn1.bias is float16", "float()"]),
-        ({"model": STATE}, "resnet20", {}, ["model hold no tensor", "state_dict()"]),
+        ({"model": STATE}, "resnet20", {}, ["no tensor under model", "state_dict()"]),
         (NAN, "resnet20", {}, ["NaN", "layer2.0.bn1.weight", "allow_nan=True"]),
         (STATE, "resnet20", {"num_classes": 100}, ["num_classes 100", "10 classes", "reset"]),
         (STATE, "resnet20", {"in_channels": 2}, ["in_channels 2", "3 channels"]),
@@ -164,7 +165,7 @@ NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
         (STATE, "resnet20", {"squeeze_excitation": True}, ["missing: layer1.0.se.fc1.bias"]),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_told_in_one_line(state, arch, options, says):
+def test_errors_are_one_line(state, arch, options, says):
     with pytest.raises(UserError) as error:
         from_torch(state, arch, **options)
     message = str(error.value)
@@ -172,7 +173,7 @@ def test_what_does_not_fit_is_told_in_one_line(state, arch, options, says):
     assert all(part in message for part in says), message
 
 
-def test_nan_is_taken_where_asked():
+def test_nan_is_accepted_on_request():
     assert np.isnan(from_torch(NAN, "resnet20", allow_nan=True)["params"]["stage2"]["block1"]["bn1"]["scale"]).all()
 
 
@@ -190,8 +191,8 @@ def test_variables_of_another_network_are_refused():
         to_torch({"params": {"conv": {"kernel": np.zeros(3)}}, "batch_stats": {}}, "resnet20")
 
 
-def test_torch_loads_what_to_torch_gives():
-    """With torch itself, where it is installed."""
+def test_torch_loads_the_result_of_to_torch():
+    """This test needs torch."""
     torch = pytest.importorskip("torch")
     linear, state = torch.nn.Linear(64, 10), {key: torch.from_numpy(value) for key, value in STATE.items()}
     linear.load_state_dict({"weight": state["fc.weight"], "bias": state["fc.bias"]}, strict=True)

@@ -1,8 +1,11 @@
-"""The models are held to PyTorch's numbers with XLA's kernels, the other kernels to XLA's (test_kernels.py, tests/ops).
+"""Settings of all tests of models.
 
-Whole networks at 28x28 turn on the last digit: batch norm over a handful of 1x1 pixels amplifies it until a ReLU flips.
+The models are compared with PyTorch on XLA's kernels; test_kernels.py and tests/ops compare the other kernels with
+XLA's. Whole networks at 28x28 depend on the last digit: batch norm over a few 1x1 pixels amplifies it until a ReLU
+changes sides.
 """
 
+import jax
 import pytest
 
 from resnet_jax import ops
@@ -12,3 +15,11 @@ from resnet_jax import ops
 def xla_kernels():
     with ops.cpu_kernels("xla"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly():
+    """Programs of these tests run once or twice, so XLA compiles them without its expensive optimisations."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

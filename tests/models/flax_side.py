@@ -29,11 +29,11 @@ def answer_function(module: nn.Module, mode: str) -> Callable[..., Any]:
     def loss(params, x, batch_stats, noise):
         held = {"params": params, "batch_stats": batch_stats}
         output, new = apply(module, held, x, train=mode == "train", mutable=["batch_stats"])
-        return jnp.sum(output * noise), (output, new["batch_stats"])
+        return jnp.sum(output * noise), (output, new.get("batch_stats", {}))
 
     def run(held, x, noise):
         grad = jax.grad(loss, argnums=(0, 1), has_aux=True)
-        (params, dx), (output, stats) = grad(held["params"], x, held["batch_stats"], noise)
+        (params, dx), (output, stats) = grad(held["params"], x, held.get("batch_stats", {}), noise)
         return output, stats, params, dx
 
     return run

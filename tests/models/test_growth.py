@@ -302,11 +302,11 @@ def test_a_stem_that_has_the_first_stages_channels_at_one_width_alone():
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("resnet20", (2, 128), "resnet20 cannot be widened: its shortcuts pad the channels"),
-        (PADS, (1, 64), "pads cannot be widened: its shortcuts pad the channels"),
+        ("resnet20", (2, 128), "resnet20 cannot be widened: its shortcuts pad channels"),
+        (PADS, (1, 64), "pads cannot be widened: its shortcuts pad channels"),
         ("resnet18", (3, 128), "stage 3: resnet18 has 2 stages"),
-        ("resnet18", (2, 16), "channels 16: stage 2 of resnet18 has 16; give at least 17 at width 1.0"),
-        ("resnet50", (1, 64), "channels 64: the stem has as many"),
+        ("resnet18", (2, 16), "channels 16: stage 2 of resnet18 has 16; use at least 17 at width 1.0"),
+        ("resnet50", (1, 64), "channels 64: the stem has equally many"),
         ("resnext50_32x4d", (2, 140), "groups 32 must divide the 70 channels"),
         ("resnext18", (2, 40), "must divide the 40"),
     ],
@@ -340,7 +340,9 @@ def test_the_same_function_of_1000_real_images(name):
     from resnet_jax.data import load
 
     width = 0.25 if "resnext" in name else 0.125
-    x = load("fashion_mnist", log=print).test.images[:1000].astype(np.float32) / 255
+    test = load("fashion_mnist", log=print).test
+    assert test is not None
+    x = test.images[:1000].astype(np.float32) / 255
     options = {"width": width, "stem": "small"}
     held = flax_side.variables(create_model(name, **options), (1, 28, 28, 1))
     stage = len(get_arch(name).stages)

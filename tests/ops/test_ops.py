@@ -299,5 +299,5 @@ def test_refusals_name_argument_and_way_out():
         ops.conv(x, w)
     with pytest.raises(ValueError, match="use larger images or more padding"):
         ops.conv(x[:, :2], w, groups=2)
-    with pytest.raises(ValueError, match="choose one of auto, onednn, xla"):
+    with pytest.raises(ValueError, match="choose one of auto, onednn, plain, xla"):
         ops.use_cpu_kernels("mkl")

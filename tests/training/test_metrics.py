@@ -8,7 +8,8 @@ import pytest
 from jax import numpy as jnp
 
 from resnet_jax.errors import TrainingError
-from resnet_jax.training.metrics import Sums, check_finite, write_rows
+from resnet_jax.runs.rundir import write_rows
+from resnet_jax.training.metrics import Sums, check_finite
 from resnet_jax.training.step import Metrics
 
 
@@ -43,8 +44,8 @@ def test_a_loss_that_is_no_number_ends_the_run(loss):
 
 def test_a_file_of_rows_is_replaced_whole(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
-    write_rows(path, [{"epoch": 1, "loss": 0.1}])
+    write_rows(tmp_path, [{"epoch": 1, "loss": 0.1}])
     monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        write_rows(path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 0.05}])
+        write_rows(tmp_path, [{"epoch": 1, "loss": 0.1}, {"epoch": 2, "loss": 0.05}])
     assert path.read_text() == '{"epoch": 1, "loss": 0.1}\n'

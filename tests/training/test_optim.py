@@ -7,8 +7,9 @@ from jax import numpy as jnp
 from made import NETS
 
 from resnet_jax.models import create_model
-from resnet_jax.training import OptimConfig
-from resnet_jax.training.optim import is_kernel, make_optimizer, make_schedule
+from resnet_jax.runs import OptimConfig
+from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.training.optim import is_kernel
 from resnet_jax.training.state import create_state
 
 EPOCHS, STEPS = 5, 8  # 40 steps
@@ -87,7 +88,8 @@ def test_a_buffer_is_kept_only_for_momentum(momentum, buffers):
 
 def test_the_first_state_is_a_function_of_the_seed():
     model, optimizer = create_model(NETS[0], 4), make_optimizer(OptimConfig(), lambda step: 0.1)
-    first, again, other = (jax.device_get(create_state(model, optimizer, seed, (8, 8, 1)).params) for seed in (0, 0, 1))
+    states = (create_state(model, optimizer, (8, 8, 1), seed=seed) for seed in (0, 0, 1))
+    first, again, other = (jax.device_get(state.params) for state in states)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = first["head"]["kernel"]
     assert not np.array_equal(kernel, other["head"]["kernel"])

@@ -7,33 +7,34 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from jax import numpy as jnp
 from made import BATCH, NETS, STEPS, assert_trees_close, compilations, make_splits
 
-from resnet_jax.data.augment import Preprocess
+from resnet_jax import train_step
+from resnet_jax.data.augment import Preprocess, crop, flip
+from resnet_jax.errors import ConfigError
 from resnet_jax.models import create_model
-from resnet_jax.training import OptimConfig
-from resnet_jax.training.optim import make_optimizer, make_schedule
+from resnet_jax.runs import OptimConfig
+from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.training.losses import cross_entropy
+from resnet_jax.training.parallel import AXIS, replicate, shard
 from resnet_jax.training.state import TrainState, create_state
 from resnet_jax.training.step import (
-    AXIS,
     Dataset,
     Metrics,
     epoch_rows,
     eval_rows,
     make_eval_step,
     make_train_steps,
-    replicate,
-    shard,
-    train_step,
 )
 
 # Sums over devices are added in another order: float32's rounding, grown by three or more steps of batch norm.
 RTOL, ATOL = 1e-4, 2e-5
 
 TRAIN = make_splits().train
-PLAIN = Preprocess(8)
-AUGMENTED = Preprocess(8, (0.5, 0.25), flip=True, crop_padding=1)
+PLAIN = Preprocess((8, 8))
+AUGMENTED = Preprocess((8, 8), (0.5, 0.25), (flip, crop(1)))
 SGD = OptimConfig(0.05)
 
 
@@ -50,10 +51,15 @@ def build(num_devices: int, optim: OptimConfig, preprocess: Preprocess, sync: bo
     """The state of step 0, on the host, the data and train_steps."""
     devices = jax.devices()[:num_devices]
     model = create_model(NETS[0], 4, axis_name=AXIS if sync else None)
-    optimizer = make_optimizer(optim, make_schedule(optim, 1, STEPS))
-    state = jax.device_get(create_state(model, optimizer, 0, (8, 8, 1)))
+    state = jax.device_get(create_state(model, optimizer_of(optim), (8, 8, 1)))
     data = replicate(Dataset(*TRAIN), devices)
-    return state, data, make_train_steps(model, optimizer, preprocess, 0, devices)
+    return state, data, make_train_steps(preprocess, devices)
+
+
+@functools.cache
+def optimizer_of(optim: OptimConfig) -> optax.GradientTransformation:
+    """One object, so that states of different numbers of devices have the same form."""
+    return make_optimizer(optim, make_schedule(optim, 1, STEPS))
 
 
 def run(num_devices: int, *args: Any, **kwargs: Any) -> tuple[TrainState, list[Metrics]]:
@@ -219,7 +225,8 @@ class Mirror:
     axis_name = AXIS
 
     def apply(self, variables: Any, images: jax.Array, train: bool, mutable: list[str], rngs: Any):
-        return jnp.zeros((len(images), 4)) * variables["params"]["w"], {"batch_stats": images}
+        logits = jnp.zeros((len(images), 4)) * variables["params"]["w"]
+        return logits, {"batch_stats": lax.all_gather(images, AXIS)}
 
 
 def seen(num_devices: int, seed: int, step: int) -> np.ndarray:
@@ -227,12 +234,11 @@ def seen(num_devices: int, seed: int, step: int) -> np.ndarray:
     model: Any = Mirror()
     optimizer = optax.sgd(0.1)
     params = {"w": jnp.zeros(())}
-    state = TrainState(jnp.int32(step), params, None, optimizer.init(params))
-    see: Any = functools.partial(train_step, model, optimizer, AUGMENTED, seed)
+    state = TrainState(jnp.int32(step), params, {}, optimizer.init(params), {}, jnp.uint32(seed), model, optimizer)
     devices = jax.devices()[:num_devices]
-    mapped = jax.pmap(see, axis_name=AXIS, in_axes=(None, None, 0), devices=devices)
-    rows = np.arange(BATCH, dtype=np.int32).reshape(num_devices, -1)
-    new, _ = mapped(state, Dataset(*TRAIN), rows)
+    rows = shard(np.arange(BATCH, dtype=np.int32).reshape(num_devices, 1, -1), devices)
+    data = replicate(Dataset(*TRAIN), devices)
+    new, _ = make_train_steps(AUGMENTED, devices)(1)(replicate(state, devices), data, rows, np.int32(0))
     return np.asarray(new.batch_stats).reshape(BATCH, 8, 8, 1)
 
 
@@ -246,6 +252,42 @@ def test_augmentation_is_a_function_of_seed_step_and_place():
     for other in (seen(1, seed=4, step=5), seen(1, seed=3, step=6)):
         different = (np.abs(other - images) > 1e-6).any((1, 2, 3))
         assert different.mean() > 0.5  # of 18 ways to augment, another one is drawn
+
+
+# --- the step of a loop of one's own
+
+
+@pytest.mark.parametrize("form", ["pair", "mapping", "bytes", "pmap"])
+def test_a_public_step_is_the_gradient_of_its_batch(form):
+    """Whatever holds the batch, and on one device or on two."""
+    images, labels = batch_of_step(0)
+    model = create_model(NETS[0], 4, axis_name=AXIS if form == "pmap" else None)
+    start = create_state(model, optimizer_of(SGD), (8, 8, 1))
+    (loss, (stats, hits)), grads = plain_gradient()(start.params, start.batch_stats, images, labels)
+    if form == "pmap":
+        shares = [np.reshape(x, (2, -1, *x.shape[1:])) for x in (images, labels)]
+        mapped = jax.pmap(train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2])
+        state, metrics = mapped(start, tuple(shares))
+    else:
+        batch = {
+            "pair": (images, labels),
+            "mapping": {"image": images, "label": labels},
+            "bytes": ((images * 255).round().astype(np.uint8), labels),
+        }[form]
+        state, metrics = jax.jit(train_step)(start, batch)
+    np.testing.assert_allclose(metrics.loss, loss * BATCH, RTOL)
+    np.testing.assert_allclose(metrics.mean_loss, loss, RTOL)
+    assert (metrics.correct, metrics.count, state.step) == (hits, BATCH, 1)
+    assert metrics.accuracy == hits / BATCH
+    assert_trees_close(state.params, jax.tree.map(lambda p, g: p - 0.05 * g, start.params, grads), RTOL, ATOL)
+    assert_trees_close(state.batch_stats, stats, RTOL, ATOL)
+
+
+@pytest.mark.parametrize("batch", [{"pixels": 1, "label": 2}, (1, 2, 3), np.zeros((2, 8, 8, 1))])
+def test_a_batch_without_images_and_labels(batch):
+    state = jax.eval_shape(lambda: create_state(create_model(NETS[0], 4), optimizer_of(SGD), (8, 8, 1)))
+    with pytest.raises(ConfigError, match=r"give .images, labels., or a mapping with the keys image and label"):
+        train_step(state, batch)
 
 
 # --- evaluation
@@ -268,10 +310,11 @@ def test_evaluation_is_exact_for_every_size(num_images, batch_size, num_devices)
     weights = np.random.default_rng(0).standard_normal((64, 4), np.float32)
     bias = np.array([0, 0, 9, 0], np.float32)  # padding shows image 36, or 9: it must count nothing
     model: Any = Linear()
-    step = make_eval_step(model, PLAIN, devices)
+    step = make_eval_step(model, cross_entropy, PLAIN, devices)
+    variables = {"params": weights, "batch_stats": bias}
     data = replicate(Dataset(images, labels), devices)
     sums = [
-        jax.device_get(step(weights, bias, data, shard(rows, devices)))
+        jax.device_get(step(variables, data, shard(rows, devices)))
         for rows in eval_rows(num_images, batch_size, num_devices)
     ]
     logits = images.reshape(num_images, -1).astype(np.float64) / 255 @ weights + bias

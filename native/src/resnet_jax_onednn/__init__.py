@@ -1,7 +1,7 @@
-"""The C++ half of resnet_jax.ops: loads the library and registers its operations with XLA.
+"""The C++ part of resnet_jax.ops: loads the library and registers its operations with XLA.
 
-Importing this package does nothing; `register()` does the work and raises `LoadError` with the reason in
-one line when this machine cannot use it.
+The import does nothing. `register()` loads the library; if that fails, it raises `LoadError` with the reason
+in one line.
 """
 
 import ctypes
@@ -31,7 +31,7 @@ TARGETS = (
 
 
 class LoadError(RuntimeError):
-    """The library is there but cannot be used; the message says why, in one line."""
+    """The library is installed but does not load; the message gives the reason in one line."""
 
 
 def _libdnnl() -> Path:
@@ -43,15 +43,15 @@ def _libdnnl() -> Path:
 
 
 def library() -> Path:
-    """Where the compiled library lies."""
+    """The path of the compiled library."""
     return Path(__file__).with_name("libresnet_jax_onednn.so")
 
 
 @functools.cache
 def register() -> None:
-    """Load oneDNN and the library, and register every operation for the CPU platform; once a process."""
+    """Load oneDNN and the library, and register every operation for the CPU platform; once per process."""
     try:
-        # Loaded by path first: our library asks for "libdnnl.so.3" and gets the one already loaded.
+        # Loaded by path first: our library needs "libdnnl.so.3" and then finds it loaded.
         ctypes.CDLL(str(_libdnnl()))
         lib = ctypes.CDLL(str(library()))
         for target in TARGETS:

@@ -1,0 +1,5 @@
+"""The commands, a file each. main.py chooses one."""
+
+from resnet_jax.cli.main import command, main
+
+__all__ = ["command", "main"]

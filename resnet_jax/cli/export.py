@@ -1,0 +1,31 @@
+"""export: a run's network as a program that needs no code of ours."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from resnet_jax.cli.options import RunDir
+from resnet_jax.interop.export import PLATFORMS, export_program
+from resnet_jax.runs import load
+from resnet_jax.runs.flags import parse_as
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write the best checkpoint of a run as a StableHLO program from uint8 images to probabilities."""
+
+    run_dir: RunDir
+    """The run's folder."""
+    out: str = ""
+    """The file to write. Empty: RUN_DIR/predict.jax_export."""
+
+
+def export(argv: Sequence[str], prog: str) -> None:
+    """Write the program, and print how to run it."""
+    asked = parse_as(Export, argv, prog)
+    path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
+    predictor = load(asked.run_dir)
+    size = export_program(predictor.probabilities, predictor.image_shape, path)
+    shape = ", ".join(map(str, predictor.image_shape))
+    print(f"{path}: {size:,} bytes for {', '.join(PLATFORMS)}; uint8 (N, {shape}) to probabilities of")
+    print(f"{', '.join(predictor.class_names)}. To run it: jax.export.deserialize(bytearray(content)).call(images)")

@@ -1,0 +1,33 @@
+"""Types and options that several commands share."""
+
+from typing import Annotated, Any, Literal, Protocol
+
+import tyro
+
+Stem = Literal["auto", "standard", "small"]
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
+RunDir = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+
+
+class NetworkFlags(Protocol):
+    """The flags of a command that describe a network."""
+
+    @property
+    def stem(self) -> str: ...
+    @property
+    def width(self) -> float: ...
+    @property
+    def squeeze_excitation(self) -> bool: ...
+
+
+def options_of(asked: NetworkFlags) -> dict[str, Any]:
+    """The options of create_model that differ from its defaults."""
+    options = {"width": asked.width, "squeeze_excitation": asked.squeeze_excitation}
+    held = {name: value for name, value in options.items() if value != {"width": 1.0}.get(name, False)}
+    return held if asked.stem == "auto" else held | {"stem": asked.stem}
+
+
+def flag_of(name: str, value: Any = True) -> str:
+    """The flag that gives a field or an option this value."""
+    flag = "--" + name.replace("_", "-")
+    return flag if value is True else f"{flag} {value}"

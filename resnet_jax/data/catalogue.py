@@ -1,0 +1,99 @@
+"""The named data sets: load(name) reads one from the first source that works."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet_jax.data.dataset import ImageDataset
+from resnet_jax.data.prepared import prepared_dir, read_prepared
+from resnet_jax.data.sources import check_server, read_folder
+from resnet_jax.data.specs import DATASETS, DatasetSpec, Splits
+from resnet_jax.data.split import check_share, cut
+from resnet_jax.errors import DataError, unknown
+
+PathLike = str | os.PathLike[str]
+
+
+def load(
+    name: str,
+    validation: float = 0,
+    seed: int = 0,
+    *,
+    data_dir: PathLike | None = None,
+    source_dir: PathLike | None = None,
+    log: Callable[[str], object] = print,
+) -> ImageDataset:
+    """The data set `name` of DATASETS, with its digests checked: uint8 images and int32 labels.
+
+    validation: a share or a count of training images to hold out (see split.stratified, with `seed`). The images
+    of each part keep their official order. mean and std are those of the table if it has them.
+    Sources, in this order: data prepared earlier in `data_dir` (None: $TFDS_DATA_DIR or ~/tensorflow_datasets, as
+    TFDS does); the official files in `source_dir`, or else in Debian's folder; the download. Files and downloads
+    are prepared into `data_dir`. `log` receives one line that names the source. Raises DataError; if the download
+    fails, its subclass DownloadError.
+    """
+    if name not in DATASETS:
+        raise DataError(unknown("data set", name, DATASETS))
+    spec = DATASETS[name]
+    check_share("validation", validation, spec.num_train)  # before minutes of download
+    folder, source = (Path(os.path.expanduser(path or "")) for path in (data_dir or default_data_dir(), source_dir))
+    splits = obtain(spec, folder, source if source_dir else None, log)
+    parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
+    known = ((spec.mean_std[0],), (spec.mean_std[1],)) if spec.mean_std else None
+    return ImageDataset(parts["train"], parts.get("validation"), splits.test, spec.class_names, name, known)
+
+
+def default_data_dir() -> str:
+    """The default of TFDS, without importing TFDS."""
+    return os.environ.get("TFDS_DATA_DIR") or str(Path("~", "tensorflow_datasets"))
+
+
+def obtain(
+    spec: DatasetSpec,
+    data_dir: Path,
+    source_dir: Path | None,
+    log: Callable[[str], object],
+    seconds: float = 15.0,
+) -> Splits:
+    """The official splits of any spec. If the server does not answer within `seconds`, raises DownloadError."""
+    folder = prepared_dir(spec, data_dir)
+    origin = "prepared before"
+    if not os.path.exists(folder):  # also False if the process has no permission to enter a parent folder
+        _check_writable(data_dir)
+        origin = _prepare(spec, data_dir, source_dir, log, seconds)
+    splits = read_prepared(spec, folder)
+    log(f"{spec.name}: {spec.num_train} training and {spec.num_test} test images, {origin}, in {folder}")
+    return splits
+
+
+def _prepare(
+    spec: DatasetSpec, data_dir: Path, source_dir: Path | None, log: Callable[[str], object], seconds: float
+) -> str:
+    """Prepares the data from files or from the download. Returns where the data came from, for the log."""
+    arrays, origin = _from_files(spec, source_dir, log)
+    if arrays is None:
+        check_server(spec, seconds)
+    from resnet_jax.data import builders  # imports TFDS
+
+    builders.prepare(spec, data_dir, arrays)
+    return origin
+
+
+def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str], object]) -> tuple[Splits | None, str]:
+    if source_dir is not None:  # the user asked for this folder, so an invalid file is an error
+        return read_folder(spec, source_dir), f"from {source_dir}"
+    if spec.debian_dir is not None and Path(spec.debian_dir).is_dir():
+        try:
+            return read_folder(spec, Path(spec.debian_dir)), f"from {spec.debian_dir}"
+        except DataError as error:
+            log(f"{error}; trying the download")
+    return None, f"downloaded from {spec.url}"
+
+
+def _check_writable(data_dir: Path) -> None:
+    """Raises DataError before anything is read or downloaded. Creates nothing."""
+    existing = next(path for path in (data_dir, *data_dir.absolute().parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise DataError(f"the data folder {data_dir} cannot be created: {existing} is a file; pass --data-dir FOLDER")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise DataError(f"the data folder {data_dir}: {existing} is not writable; pass --data-dir FOLDER")

@@ -1,0 +1,209 @@
+"""From a Config to the parts of a run: data, model, optimizer, augmentation and Trainer."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optax
+from tqdm import tqdm
+
+from resnet_jax import data
+from resnet_jax.data import DATASETS, Arrays, ImageDataset
+from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, crop, flip, unchanged
+from resnet_jax.errors import ConfigError
+from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.models.layers import Dtype
+from resnet_jax.models.summary import variable_shapes
+from resnet_jax.runs.checks import check_classes, growths
+from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
+from resnet_jax.runs.hardware import pick_dtype
+from resnet_jax.training.callbacks import EarlyStopping, Growth
+from resnet_jax.training.optim import sgd, warmed_up
+from resnet_jax.training.parallel import Device
+from resnet_jax.training.state import everything_but_head
+from resnet_jax.training.trainer import Trainer
+
+HELD_OUT = 0.1  # of a folder without val/: the share that is held out for validation
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What a run and a predictor must know of their data. num_train: training images. digest: of folders alone."""
+
+    name: str
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    num_train: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    digest: str = ""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "DataInfo":
+        """The inverse of dataclasses.asdict, also after a round trip through JSON."""
+        held: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in values.items()}
+        return cls(**held)
+
+    @property
+    def mean_std(self) -> MeanStd | None:
+        """What Preprocess takes."""
+        return None if self.mean is None or self.std is None else (self.mean, self.std)
+
+
+def named_info(config: DataConfig) -> DataInfo:
+    """Of a named data set, from the table: nothing is read. num_train: an upper bound if a share is held out."""
+    spec = DATASETS[config.dataset]
+    num_train = config.train_images or spec.num_train - (int(config.validation) if config.validation >= 1 else 0)
+    mean, std = ((value,) for value in spec.mean_std) if spec.mean_std else (None, None)
+    return DataInfo(spec.name, spec.class_names, spec.image_shape, num_train, mean, std)
+
+
+def info_of(config: DataConfig, dataset: ImageDataset) -> DataInfo:
+    """Of a data set that has been read. Mean and deviation are measured if the run needs them."""
+    if config.data_folder:
+        shape, digest = dataset.image_shape, dataset.digest
+        info = DataInfo(dataset.name, tuple(dataset.class_names), shape, 0, digest=digest)
+    else:
+        info = named_info(config)
+    if config.normalize and info.mean is None:
+        info = dataclasses.replace(info, mean=dataset.mean, std=dataset.std)
+    return dataclasses.replace(info, num_train=len(dataset.train.labels))
+
+
+def info_of_meta(meta: dict[str, Any]) -> DataInfo:
+    """Of a checkpoint's meta. Old checkpoints only have the name of a data set."""
+    return DataInfo.from_dict(meta["data"]) if "data" in meta else named_info(from_dict(meta["config"]).data)
+
+
+def load_data(config: Config) -> ImageDataset:
+    """The data of a run. DataError if it is missing, damaged or too small."""
+    held, validation = config.data, whole(config.data.validation)
+    if held.data_folder:
+        dataset = data.from_folder(
+            Path(held.data_folder).expanduser(),
+            image_size=held.image_size or None,
+            validation=validation or HELD_OUT,
+            seed=config.seed,
+            skip_unreadable=held.skip_unreadable,
+            log=tqdm.write,
+        )
+        check_classes(config.model.num_classes, dataset.num_classes, held.data_folder)
+    else:
+        dataset = data.load(
+            held.dataset,
+            validation=validation,
+            seed=config.seed,
+            data_dir=held.data_dir or None,
+            source_dir=held.source_dir or None,
+            log=tqdm.write,
+        )
+    test = dataset.test and first(dataset.test, held.test_images)
+    return dataclasses.replace(dataset, train=first(dataset.train, held.train_images), test=test)
+
+
+def whole(share: float) -> float | int:
+    """A count as an int; a share as it is."""
+    return int(share) if share >= 1 else share
+
+
+def first(arrays: Arrays, count: int) -> Arrays:
+    """The first `count` images; all for 0."""
+    return Arrays(*(x[: count or len(x)] for x in arrays))
+
+
+def make_model(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_name: str | None = None) -> ResNet:
+    """The network of a run. axis_name: the axis of devices that batch statistics are computed over in training."""
+    return create_model(
+        arch,
+        len(info.class_names),
+        stem=config.stem_form,
+        width=config.model.width,
+        zero_init=config.model.zero_init,
+        squeeze_excitation=config.model.squeeze_excitation,
+        stochastic_depth=config.model.stochastic_depth,
+        remat=config.model.remat,
+        dtype=dtype,
+        axis_name=axis_name,
+    )
+
+
+def make_augment(config: DataConfig) -> tuple[Augmentation, ...]:
+    """Flip, then crop. Each keeps its place, and so its keys, without the other one."""
+    mirror, shift = flip if config.flip else unchanged, crop(config.crop_padding)
+    if config.crop_padding:
+        return (mirror, shift)
+    return (mirror, unchanged) if config.flip else ()
+
+
+def make_preprocess(config: DataConfig, info: DataInfo) -> Preprocess:
+    """What happens to the images of a run at inference."""
+    size = (config.image_size, config.image_size) if config.image_size else info.image_shape[:2]
+    return Preprocess(size, info.mean_std if config.normalize else None)
+
+
+def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> optax.Schedule:
+    """step -> learning rate, over epochs * steps_per_epoch steps."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = epochs * steps_per_epoch
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
+    elif config.schedule == "step":
+        decays = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
+        main = optax.piecewise_constant_schedule(config.learning_rate, decays)
+    else:
+        main = optax.constant_schedule(config.learning_rate)
+    return warmed_up(main, config.learning_rate, warmup)
+
+
+def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The optimizer of a run."""
+    return sgd(schedule, config.momentum, config.nesterov, config.weight_decay)
+
+
+def make_trainer(config: Config, info: DataInfo, devices: list[Device], callbacks: Sequence[Any] = ()) -> Trainer:
+    """How a run trains."""
+    schedule = make_schedule(config.optim, config.epochs, info.num_train // config.batch_size)
+    frozen: tuple[str, ...] = ()
+    if config.model.freeze:
+        model = make_model(config, get_arch(config.arch), info, "float32")
+        frozen = everything_but_head(variable_shapes(model, info.image_shape[-1])["params"])
+    return Trainer(
+        max_epochs=config.epochs,
+        batch_size=config.batch_size,
+        optimizer=make_optimizer(config.optim, schedule),
+        augment=make_augment(config.data),
+        callbacks=callbacks,
+        seed=config.seed,
+        image_size=config.data.image_size,
+        normalize=info.mean_std if config.data.normalize else None,
+        freeze=frozen,
+        devices=devices,
+        sync_batch_norm=config.run.sync_batch_norm,
+        steps_per_call=config.run.steps_per_dispatch,
+        learning_rate=schedule,
+        progress=False,
+    )
+
+
+def make_growth(config: Config, arch: Arch, info: DataInfo, devices: list[Device], axis_name: str | None) -> Growth:
+    """The callback of --grow. arch: the network that the run starts with."""
+    dtype = pick_dtype(config.run.precision, devices[0])
+
+    def grown(arch: Arch) -> ResNet:
+        return make_model(config, arch, info, dtype, axis_name)
+
+    return Growth(arch, growths(config.model.grow), grown)
+
+
+def check_stopping(config: Config, dataset: ImageDataset) -> None:
+    """Raise ConfigError for --early-stopping without a validation part."""
+    if config.optim.early_stopping and dataset.validation is None:
+        raise ConfigError(
+            f"--early-stopping {config.optim.early_stopping}: the data has no validation part; add --validation 0.1"
+        )
+
+
+def stopping(config: Config) -> list[EarlyStopping]:
+    """The callback of --early-stopping."""
+    return [EarlyStopping(config.optim.early_stopping)] if config.optim.early_stopping else []

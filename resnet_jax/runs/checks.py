@@ -1,0 +1,131 @@
+"""What a Config may hold: checks that need neither data nor devices."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import get_args
+
+from resnet_jax.data import DATASETS
+from resnet_jax.errors import ConfigError, unknown
+from resnet_jax.models import get_arch
+from resnet_jax.models.registry import check_options
+from resnet_jax.models.resnet import check_image_size
+from resnet_jax.runs.config import Config, DataConfig, OptimConfig, Precision, Schedule, Stem
+
+
+def check(config: Config) -> Config:
+    """The config itself, or ConfigError if it is invalid on every machine."""
+    if config.data.dataset not in DATASETS:
+        raise ConfigError(unknown("data set", config.data.dataset, DATASETS))
+    for flag, value, least in _bounds(config):
+        if not least <= value < math.inf:  # false for nan too
+            raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {least}")
+    for flag, name, names in _choices(config):
+        if name not in names:
+            raise ConfigError(unknown(flag, name, names))
+    if config.seed >= 2**32:  # jax.random.key takes the low 32 bits
+        raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
+    _check_data(config.data)
+    _check_optim(config.optim, config.epochs)
+    _check_model(config)
+    _check_grow(config)
+    own_size = config.data.image_size
+    if own_size or not config.data.data_folder:  # the size of own pictures is known when they have been read
+        size = (own_size, own_size) if own_size else DATASETS[config.data.dataset].image_shape[:2]
+        check_image_size(size, config.stem_form, len(get_arch(config.arch).stages))
+    return config
+
+
+def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
+    """Flags, their values and the smallest valid value of each."""
+    data, optim, run = config.data, config.optim, config.run
+    yield from (("epochs", config.epochs, 1), ("batch-size", config.batch_size, 1), ("seed", config.seed, 0))
+    yield from (("image-size", data.image_size, 0), ("crop-padding", data.crop_padding, 0))
+    yield from (("train-images", data.train_images, 0), ("test-images", data.test_images, 0))
+    yield from (("learning-rate", optim.learning_rate, 0.0), ("warmup-epochs", optim.warmup_epochs, 0.0))
+    yield from (("momentum", optim.momentum, 0.0), ("weight-decay", optim.weight_decay, 0.0))
+    yield from (("validation", data.validation, 0), ("early-stopping", optim.early_stopping, 0))
+    yield from (("devices", run.devices, 0), ("steps-per-dispatch", run.steps_per_dispatch, 0))
+    yield from (("decay-factor", optim.decay_factor, 0.0), ("checkpoint-minutes", run.checkpoint_minutes, 0.0))
+    yield from (("decay-epochs", epoch, 0.0) for epoch in optim.decay_epochs)
+
+
+def _choices(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Flags with a few valid names, their values and the names. tyro checks flags, but not a Config made in Python."""
+    yield ("stem", config.stem, get_args(Stem))
+    yield ("schedule", config.optim.schedule, get_args(Schedule))
+    yield ("precision", config.run.precision, get_args(Precision))
+
+
+def _check_data(data: DataConfig) -> None:
+    if data.validation > 1 and data.validation != int(data.validation):
+        raise ConfigError(f"--validation {data.validation}: give a share below 1, or a whole number of images")
+    if data.data_folder:
+        given = {"source-dir": data.source_dir, "data-dir": data.data_dir}
+        given |= {"train-images": data.train_images, "test-images": data.test_images}
+        if unused := [flag for flag, value in given.items() if value]:
+            raise ConfigError(f"--{unused[0]} is for named data sets; leave it out with --data-folder")
+        return
+    if data.skip_unreadable:
+        raise ConfigError("--skip-unreadable is for pictures of your own; add --data-folder FOLDER or leave it out")
+    spec = DATASETS[data.dataset]
+    for flag, asked, held in (
+        ("train-images", data.train_images, spec.num_train),
+        ("test-images", data.test_images, spec.num_test),
+    ):
+        if asked > held:
+            raise ConfigError(f"--{flag} {asked} is more than the {held} that {data.dataset} has; 0 means all")
+
+
+def _check_model(config: Config) -> None:
+    model = config.model
+    check_options(model.width, model.stochastic_depth)
+    if not config.data.data_folder:
+        check_classes(model.num_classes, DATASETS[config.data.dataset].num_classes, config.data.dataset)
+    if model.freeze and not model.pretrained:
+        raise ConfigError(
+            "--freeze trains the head alone: the other parts need trained weights; add --pretrained FOLDER"
+        )
+
+
+def check_classes(asked: int, classes: int, data: str) -> None:
+    """Raise ConfigError if --num-classes is neither 0 nor the number of classes of the data."""
+    if asked not in (0, classes):
+        raise ConfigError(f"--num-classes {asked}: {data} has {classes} classes; give {classes} or leave it out")
+
+
+def growths(grow: str) -> list[tuple[int, int]]:
+    """The epoch and the stage, both from 1, of each block that --grow adds; ConfigError for other text."""
+    if not grow.strip():
+        return []
+    pairs = [re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", item) for item in grow.split(",")]
+    if not all(pairs):
+        raise ConfigError(f"--grow {grow!r} is not EPOCH:STAGE, or several separated by commas, such as 5:3,10:4")
+    return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+
+
+def _check_grow(config: Config) -> None:
+    """Raise ConfigError for an epoch or a stage of --grow that the run does not have."""
+    pairs, stages = growths(config.model.grow), len(get_arch(config.arch).stages)
+    if pairs and config.model.freeze:
+        raise ConfigError("--grow with --freeze: a new block would never be trained; leave one of them out")
+    for epoch, stage in pairs:
+        if not 2 <= epoch <= config.epochs:
+            raise ConfigError(f"--grow {epoch}:{stage}: blocks are added at epoch 2 to --epochs {config.epochs}")
+        if not 1 <= stage <= stages:
+            raise ConfigError(f"--grow {epoch}:{stage}: {config.arch} has no stage {stage}; use 1 to {stages}")
+    if [epoch for epoch, _ in pairs] != sorted(epoch for epoch, _ in pairs):
+        raise ConfigError(f"--grow {config.model.grow}: the epochs are out of order; give the earliest first")
+
+
+def _check_optim(optim: OptimConfig, epochs: int) -> None:
+    if optim.nesterov and not optim.momentum:
+        raise ConfigError("--nesterov needs a momentum; add --momentum 0.9")
+    if optim.momentum >= 1:
+        raise ConfigError(f"--momentum {optim.momentum} must be below 1")
+    if optim.decay_epochs and optim.schedule != "step":
+        raise ConfigError(f"--decay-epochs goes with --schedule step, not {optim.schedule}")
+    if optim.schedule == "step" and not optim.decay_epochs:
+        raise ConfigError("--schedule step needs --decay-epochs, such as --decay-epochs 5 8")
+    if optim.warmup_epochs >= epochs:
+        raise ConfigError(f"--warmup-epochs {optim.warmup_epochs} must be less than --epochs {epochs}")

@@ -1,0 +1,163 @@
+"""The configuration of a run: frozen dataclasses, filled from a recipe in configs/ and then from flags."""
+
+import dataclasses
+from typing import Any, Literal
+
+import tyro
+
+from resnet_jax.models import get_arch
+
+Stem = Literal["auto", "standard", "small"]
+Schedule = Literal["constant", "step", "cosine"]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The images: where they come from and what is done to them."""
+
+    dataset: str = "fashion_mnist"
+    """fashion_mnist, mnist, kmnist or cifar10."""
+    data_folder: str = ""
+    """Folder of your own pictures, instead of --dataset: CLASS/*.png (or jpg, webp, bmp, gif, tiff), or train/, val/
+    and test/ above the classes."""
+    skip_unreadable: bool = False
+    """Leave out pictures of --data-folder that cannot be read, and report them."""
+    validation: float = 0.0
+    """Training images to hold out for validation: a share below 1, or a number of images. 0: none, or a tenth of a
+    --data-folder that has no val/ folder."""
+    data_dir: str = ""
+    """Folder of prepared data sets. Empty: that of tensorflow-datasets, ~/tensorflow_datasets."""
+    source_dir: str = ""
+    """Folder with the official files of the data set, to prepare it from instead of the download."""
+    image_size: int = 0
+    """Height and width in pixels that images are resized to, bilinearly. 0: keep their size."""
+    normalize: bool = False
+    """Scale images to [0, 1], then subtract the training set's mean and divide by its standard deviation."""
+    flip: bool = False
+    """Mirror each training image left to right with probability 1/2."""
+    crop_padding: int = 0
+    """Shift training images by up to this many pixels of their original size, padding with zeros."""
+    train_images: int = 0
+    """Train on the first N images. 0: on all."""
+    test_images: int = 0
+    """Evaluate on the first N test images. 0: on all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The options of the network, and the weights that it starts from."""
+
+    num_classes: int = 0
+    """Number of classes, which must be that of the data set. 0: the same."""
+    width: float = 1.0
+    """Multiply the number of channels by this, rounded to multiples of 8."""
+    zero_init: bool = False
+    """Start the last gamma of every block at 0, so that each block starts as its shortcut."""
+    squeeze_excitation: bool = False
+    """Add squeeze-and-excitation to every block."""
+    stochastic_depth: float = 0.0
+    """Drop the branch of the last block for this share of training images; the rate falls linearly to 0 towards the
+    first block."""
+    remat: bool = False
+    """Recompute the activations inside blocks in the backward pass: less memory, a third more time."""
+    pretrained: str = ""
+    """Folder of converted weights to start from (python -m resnet_jax convert)."""
+    freeze: bool = False
+    """Train the head alone. The other parts keep their weights, and their batch norms keep their statistics."""
+    grow: str = ""
+    """EPOCH:STAGE for each block to add. 5:3,10:4 adds one at the end of stage 3 when epoch 5 starts, and one in
+    stage 4 when epoch 10 starts. A new block starts as the identity, so the network keeps computing the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Stochastic gradient descent and its schedule."""
+
+    learning_rate: float = 0.01
+    """The learning rate, or the peak of its schedule."""
+    schedule: Schedule = "constant"
+    """constant; step (times --decay-factor at each of --decay-epochs); cosine (to 0 at the last step)."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the learning rate rises linearly from 0; for any schedule."""
+    decay_epochs: tuple[float, ...] = ()
+    """Epochs at which the step schedule decays."""
+    decay_factor: float = 0.1
+    """The factor of the step schedule."""
+    momentum: float = 0.0
+    """Momentum of the gradients."""
+    nesterov: bool = False
+    """Use Nesterov's momentum."""
+    weight_decay: float = 0.0
+    """L2 penalty on kernels, not on biases or on the scales of batch norms."""
+    early_stopping: int = 0
+    """Stop when the validation loss has not improved for this many epochs. 0: never."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """The folder of the run, and the devices that it uses."""
+
+    run_dir: str = ""
+    """The folder of the run. Empty: runs/ARCH-DATASET-DATE-TIME."""
+    resume: bool = False
+    """Continue from the latest checkpoint of --run-dir, or of the newest run of that arch and data set."""
+    checkpoint_minutes: float = 10.0
+    """Minutes between checkpoints inside an epoch; each epoch ends with one too. 0: only at the end of epochs."""
+    devices: int = 0
+    """How many devices share each batch. 0: all."""
+    precision: Precision = "auto"
+    """Precision of activations. auto: bfloat16 where device and kernels compute in it (TPUs, GPUs since A100, CPUs with
+    AMX or AVX512-BF16 and oneDNN), float32 elsewhere. By default JAX computes float32 products at reduced precision on
+    TPUs and GPUs."""
+    cpu_kernels: Literal["auto", "xla", "onednn", "plain"] = "auto"
+    """Kernels of convolution and batch norm on a CPU. auto: oneDNN's where they are installed, else XLA's. plain: XLA's
+    without our rewriting, which is slow."""
+    sync_batch_norm: bool = True
+    """Compute batch statistics over all devices, not over the share of each device."""
+    steps_per_dispatch: int = 0
+    """Train steps in one call of the devices. 0: 1 on a CPU, 32 elsewhere."""
+    compile_cache: bool = True
+    """Keep compiled programs in ~/.cache/resnet_jax (or $XDG_CACHE_HOME), so that the next run starts sooner."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a ResNet or a ResNeXt; configs/NAME.toml gives a recipe's values and flags override them."""
+
+    arch: str = "resnet18"
+    """Architecture. Its recipe is configs/ARCH.toml if that file exists, else default.toml."""
+    config: str = ""
+    """Another recipe: a name in configs/, or the path of a .toml file."""
+    stem: Stem = "auto"
+    """standard (7x7 and max-pool), small (3x3), or auto: the architecture's own."""
+    epochs: int = 10
+    """Passes over the training images."""
+    batch_size: int = 128
+    """Images of a step, over all devices."""
+    seed: int = 0
+    """Seed of initialisation, of the order of images and of augmentation."""
+    data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
+    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
+    optim: tyro.conf.OmitArgPrefixes[OptimConfig] = OptimConfig()
+    run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
+
+    @property
+    def stem_form(self) -> str:
+        """ "standard" or "small"."""
+        return get_arch(self.arch).stem if self.stem == "auto" else self.stem
+
+
+PARTS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "run": RunConfig}
+
+
+def from_dict(values: dict[str, Any]) -> Config:
+    """The inverse of dataclasses.asdict, also after a round trip through JSON."""
+    optim = values["optim"] | {"decay_epochs": tuple(values["optim"]["decay_epochs"])}
+    parts = {
+        "data": DataConfig(**values["data"]),
+        "model": ModelConfig(**values.get("model", {})),  # old runs have none
+        "optim": OptimConfig(**optim),
+        "run": RunConfig(**values["run"]),
+    }
+    return Config(**(values | parts))

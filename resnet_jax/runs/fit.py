@@ -1,0 +1,127 @@
+"""fit: from a Config to a trained network in a run's folder; `python train.py` runs this."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from resnet_jax import ops
+from resnet_jax.errors import CheckpointError
+from resnet_jax.models import Arch, arch_from_dict, get_arch
+from resnet_jax.runs import build, hardware, rundir
+from resnet_jax.runs.checkpoint import Checkpoints, damage, kept_checkpoints
+from resnet_jax.runs.checks import check
+from resnet_jax.runs.config import Config
+from resnet_jax.runs.pretrained import read_pretrained
+from resnet_jax.runs.recording import Checkpointing, ConfigFile, Meta, MetricsFile, Resume
+from resnet_jax.training.callbacks import Growth, StopSignals
+from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
+from resnet_jax.training.loop import Loop, run
+from resnet_jax.training.parallel import AXIS, pick_devices
+from resnet_jax.training.trainer import Result, check_batch, result_of
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult(Result):
+    """A Result, and the folder of the run."""
+
+    run_dir: Path = Path()
+
+
+class Stopped(Exception):
+    """A signal stopped the run after its checkpoint was written. signum: the number of the signal."""
+
+    def __init__(self, signum: int, run_dir: Path, step: int):
+        super().__init__(f"stopped at step {step}; continue with --resume --run-dir {run_dir}")
+        self.signum = signum
+
+
+def fit(config: Config, *, callbacks: Sequence[Any] = ()) -> RunResult:
+    """Train as the config says; `python train.py` calls this.
+
+    Prints a line for each epoch, and keeps config.json, metrics.jsonl and checkpoints/ in the run's folder. callbacks:
+    your own, which run before those of the run (see resnet_jax.training.events). Raises a UserError, before anything
+    is compiled or written, for an invalid config; Stopped after SIGINT or SIGTERM.
+    """
+    with ops.cpu_kernels(check(config).run.cpu_kernels):
+        return _fit(config, callbacks)
+
+
+def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
+    devices = pick_devices(config.run.devices)
+    dtype = hardware.pick_dtype(config.run.precision, devices[0])
+    own = build.load_data(config) if config.data.data_folder else None
+    info = build.info_of(config.data, own) if own else build.named_info(config.data)
+    check_batch(config.batch_size, info.num_train, len(devices))
+    model = build.make_model(config, get_arch(config.arch), info, dtype)
+    pretrained = read_pretrained(config, model, info.image_shape[-1])
+    run_dir = rundir.choose(config)
+    dataset = own or build.load_data(config)
+    info = build.info_of(config.data, dataset)
+    build.check_stopping(config, dataset)
+    if config.run.compile_cache:
+        hardware.use_compile_cache()
+    with rundir.hold(run_dir), kept_checkpoints(run_dir) as checkpoints:
+        arch, latest = latest_arch(config, checkpoints), checkpoints.latest()
+        axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
+        growth, signals = build.make_growth(config, arch, info, devices, axis_name), StopSignals()
+        trainer = build.make_trainer(config, info, devices)
+        tqdm.write(f"{arch.name} on {hardware.describe(devices, dtype)}")
+        model = build.make_model(config, arch, info, dtype)
+        loop = trainer.make_loop(model, dataset, pretrained if latest is None else None)
+        announce_start(config, latest, pretrained)
+        recording = recorders(config, info, checkpoints, run_dir, growth)
+        shown = [signals, *build.stopping(config), ProgressBar(), Forecast(), EpochLines()]
+        run(loop, [*recording[:2], *callbacks, *shown, *recording[2:], growth])
+    if signals.received is not None and not loop.finished:
+        raise Stopped(signals.received, run_dir, loop.step)
+    result = result_of(loop)
+    return RunResult(result.variables, result.history, result.state, result.stopped, run_dir)
+
+
+def recorders(
+    config: Config, info: build.DataInfo, checkpoints: Checkpoints, run_dir: Path, growth: Growth
+) -> list[Any]:
+    """The callbacks that keep the run: the first two before those of the user, the others after them."""
+
+    def about(loop: Loop) -> Meta:
+        held = {"arch": growth.arch, "config": config, "data": info}
+        return {name: dataclasses.asdict(value) for name, value in held.items()}
+
+    def same_pictures(meta: Meta, loop: Loop) -> None:
+        old = meta.get("data", {}).get("digest", "")
+        if old != info.digest:
+            raise CheckpointError(
+                f"{run_dir}: the pictures in --data-folder {config.data.data_folder} are not those that the run was "
+                "trained on; give the same pictures, or start another run without --resume"
+            )
+
+    return [
+        Resume(checkpoints, same_pictures),
+        ConfigFile(run_dir, config),
+        MetricsFile(run_dir),
+        Checkpointing(checkpoints, config.run.checkpoint_minutes, about),
+    ]
+
+
+def announce_start(config: Config, latest: int | None, pretrained: Any) -> None:
+    """Print what a run without a checkpoint starts from."""
+    if latest is not None:
+        return
+    if config.run.resume:
+        tqdm.write("the run has no checkpoint yet: it starts at step 0")
+    if pretrained is not None:
+        head = "" if "head" in pretrained["params"] else ", with a new head"
+        tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")
+
+
+def latest_arch(config: Config, checkpoints: Checkpoints) -> Arch:
+    """The network of the latest checkpoint, which may have grown; that of the table without a checkpoint."""
+    latest = checkpoints.latest()
+    if latest is None:
+        return get_arch(config.arch)
+    meta = checkpoints.restore_meta(latest)
+    with damage(checkpoints.folder / str(latest)):
+        return arch_from_dict(meta["arch"])

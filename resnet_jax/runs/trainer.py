@@ -1,0 +1,90 @@
+"""The public Trainer: the core's, with a folder to keep the run in if you give one."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import linen as nn
+
+from resnet_jax.data import ImageDataset
+from resnet_jax.errors import ConfigError
+from resnet_jax.runs import rundir
+from resnet_jax.runs.build import DataInfo
+from resnet_jax.runs.checkpoint import kept_checkpoints
+from resnet_jax.runs.fit import RunResult, Stopped
+from resnet_jax.runs.recording import Checkpointing, Meta, MetricsFile, Resume
+from resnet_jax.training import trainer as core
+from resnet_jax.training.callbacks import StopSignals
+from resnet_jax.training.loop import Loop, run
+from resnet_jax.training.state import Variables
+
+SAME = ("batch_size", "seed", "image_size")  # a resumed fit needs the values of the old one
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer(core.Trainer):
+    __doc__ = f"""{core.Trainer.__doc__}
+    run_dir: the folder that keeps metrics.jsonl and checkpoints/, the latest and the best one by validation accuracy.
+    None keeps nothing. resume: continue from the latest checkpoint in run_dir, if it holds one. checkpoint_minutes:
+    the time between checkpoints inside an epoch; each epoch ends with one too, and so does a fit that SIGINT or
+    SIGTERM stops.
+    """
+
+    run_dir: str | Path | None = None
+    resume: bool = False
+    checkpoint_minutes: float = 10.0
+
+    def fit(self, model: nn.Module, data: ImageDataset, *, variables: Variables | None = None) -> core.Result:
+        """As the core's fit. With run_dir it also raises CheckpointError, and Stopped after SIGINT or SIGTERM."""
+        if self.run_dir is None:
+            if self.resume:
+                raise ConfigError("resume=True needs run_dir, the folder of the run")
+            return super().fit(model, data, variables=variables)
+        path = Path(self.run_dir).expanduser()
+        loop = self.make_loop(model, data, variables)
+        if not self.resume:
+            rundir.check_new(path)
+        signals = StopSignals()
+        with rundir.hold(path), kept_checkpoints(path) as checkpoints:
+            keep: Sequence[Any] = [
+                MetricsFile(path),
+                Checkpointing(checkpoints, self.checkpoint_minutes, self._about),
+            ]
+            resume = Resume(checkpoints, self._check_same)
+            run(loop, [resume, *self.callbacks, signals, *self.displays(), *keep])
+        if signals.received is not None and not loop.finished:
+            raise Stopped(signals.received, path, loop.step)
+        result = core.result_of(loop)
+        return RunResult(result.variables, result.history, result.state, result.stopped, path)
+
+    def _about(self, loop: Loop) -> Meta:
+        """What a checkpoint says of a fit that has no Config."""
+        data, normalize = loop.data, self.normalize
+        mean, std = normalize if normalize is not None else (None, None)
+        info = DataInfo(
+            data.name, tuple(data.class_names), data.image_shape, len(data.train.labels), _numbers(mean), _numbers(std)
+        )
+        held = {name: getattr(self, name) for name in SAME}
+        info = dataclasses.replace(info, digest=data.digest)
+        return {"trainer": held, "model": repr(type(loop.model)), "data": dataclasses.asdict(info)}
+
+    def _check_same(self, meta: Meta, loop: Loop) -> None:
+        """Raise ConfigError if the checkpoint is of another fit."""
+        if "trainer" not in meta:
+            raise ConfigError(f"run_dir {self.run_dir}: train.py made this run; continue it with train.py --resume")
+        new = self._about(loop)
+        for name in SAME:
+            old = meta["trainer"][name]
+            if (tuple(old) if isinstance(old, list) else old) != new["trainer"][name]:
+                raise ConfigError(f"resume: the run in {self.run_dir} has {name} {old}, not {new['trainer'][name]}")
+        if meta["data"]["digest"] != new["data"]["digest"]:
+            raise ConfigError(
+                f"resume: the run in {self.run_dir} was trained on other data; give the same, or a new run_dir"
+            )
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    if values is None:
+        return None
+    return tuple(float(v) for v in values) if isinstance(values, Sequence) else (float(values),)

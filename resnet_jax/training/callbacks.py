@@ -1,0 +1,140 @@
+"""Callbacks that need no files: early stopping, growth and stop signals. events.py has the protocol."""
+
+import math
+import os
+import signal
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import jax
+from tqdm import tqdm
+
+from resnet_jax.errors import ConfigError, TrainingError
+from resnet_jax.models import Arch
+from resnet_jax.training.growth import grow_state
+from resnet_jax.training.loop import Loop
+from resnet_jax.training.signals import can_handle
+
+
+class EarlyStopping:
+    """Stop when a metric of the rows has not improved for `patience` epochs.
+
+    monitor: a key of the rows, validation_loss or validation_accuracy unless you have rows of your own. A key that ends
+    in "loss" should fall, any other should rise. min_delta: the least change that counts as an improvement.
+    The state is a function of the history alone, so that a resumed run stops where the undisturbed run stops.
+    """
+
+    def __init__(self, patience: int = 3, monitor: str = "validation_loss", min_delta: float = 0.0):
+        if patience < 1:
+            raise ConfigError(f"patience {patience} must be at least 1 epoch")
+        if monitor.startswith("test_"):
+            raise ConfigError(f"monitor {monitor!r}: the test set must not choose; use validation_loss or train_loss")
+        self.patience, self.monitor, self.min_delta = patience, monitor, min_delta
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """Refuse a metric that no row will have."""
+        if self.monitor.startswith("validation_") and loop.data.validation is None:
+            raise ConfigError(
+                f"EarlyStopping(monitor={self.monitor!r}): the data has no validation part; "
+                "hold one out with validation=0.1 (--validation 0.1)"
+            )
+        if loop.history and self.epochs_without_improvement(loop.history) >= self.patience:
+            loop.stop(self._reason())
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """Stop if the last `patience` rows are no better than the best before them."""
+        if self.epochs_without_improvement(loop.history) >= self.patience:
+            loop.stop(self._reason())
+
+    def epochs_without_improvement(self, history: Sequence[dict[str, Any]]) -> int:
+        """How many rows there are after the best one."""
+        if self.monitor not in history[-1]:
+            raise TrainingError(
+                f"EarlyStopping: no row has {self.monitor!r}; monitor one of {', '.join(sorted(history[-1]))}"
+            )
+        sign = 1.0 if self.monitor.endswith("loss") else -1.0
+        best, at = math.inf, 0
+        for i, row in enumerate(history):
+            value = sign * row.get(self.monitor, math.inf)
+            if value < best - self.min_delta:
+                best, at = value, i
+        return len(history) - 1 - at
+
+    def _reason(self) -> str:
+        return f"{self.monitor} has not improved for {self.patience} epochs"
+
+
+class Growth:
+    """Insert blocks as epochs begin.
+
+    arch: the network at the start. growths: (epoch, stage) of each block, both from 1. make_model: the module of an
+    Arch. The new blocks start as the identity, so that the network goes on computing the same function.
+    """
+
+    def __init__(self, arch: Arch, growths: Sequence[tuple[int, int]], make_model: Any):
+        self.arch, self.growths, self.make_model = arch, growths, make_model
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """A run that is resumed at the start of an epoch grows as that epoch begins."""
+        self._grow(loop)
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """Grow as the next epoch begins."""
+        if loop.stopping is None:
+            self._grow(loop)
+
+    def _grow(self, loop: Loop) -> None:
+        begins = len(loop.history) + 1
+        stages = [stage for epoch, stage in self.growths if epoch == begins]
+        if not stages or loop.position or loop.finished:  # position: resumed inside the epoch, so it has grown before
+            return
+        state = loop.state
+        for stage in stages:
+            self.arch, state = grow_state(self.arch, state, stage)
+            parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+            tqdm.write(
+                f"epoch {begins} starts with a new block {self.arch.stages[stage - 1][0]} in stage {stage}: "
+                f"{self.arch.name}, {parameters:,} parameters"
+            )
+        program = loop.program.with_model(self.make_model(self.arch))
+        loop.use(program, state.replace(model=program.model))
+
+
+class StopSignals:
+    """SIGINT and SIGTERM stop the fit after the current step; a second one stops the process at once.
+
+    received: the number of the signal, or None. The callbacks after this one, such as the one that writes checkpoints,
+    still hear of the event.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """Set the handlers."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            if can_handle(signum):
+                self._before[signum] = signal.signal(signum, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self.received = signum
+        signal.signal(signum, self._before[signum])
+        os.write(2, b"stopping after this step; a second signal stops at once\n")  # a print may have been interrupted
+
+    def on_step_end(self, loop: Loop) -> None:
+        """Stop inside the epoch; after its last step the evaluation is made first."""
+        if self.received is not None and loop.position < loop.steps:
+            loop.stop(f"signal {self.received}")
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """Stop between epochs."""
+        if self.received is not None and not loop.finished:
+            loop.stop(f"signal {self.received}")
+
+    def on_fit_end(self, loop: Loop) -> None:
+        """Put the handlers back that were there before."""
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+        self._before = {}

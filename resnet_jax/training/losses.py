@@ -1,0 +1,32 @@
+"""Losses: functions of (logits, labels) that return one number for each image, or their mean."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from jax import numpy as jnp
+
+from resnet_jax.errors import ConfigError
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Each image's cross-entropy in nats. logits: (N, K); labels: (N,) integers -> (N,)."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def losses_of(loss: Loss, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """What a loss returns, as one number for each image: (N,). ConfigError for another shape."""
+    value = jnp.asarray(loss(logits, labels))
+    if value.shape not in ((), (logits.shape[0],)):
+        raise ConfigError(
+            f"loss returns shape {value.shape} for logits {logits.shape}; "
+            f"return ({logits.shape[0]},), a number for each image, or () for their mean"
+        )
+    return jnp.broadcast_to(value, (logits.shape[0],))
+
+
+def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Whether the largest logit is the label's. logits: (N, K); labels: (N,), or (N, K) distributions -> (N,) bool."""
+    return logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)

@@ -1,0 +1,121 @@
+"""Devices: where arrays live, and what crosses devices. The only file that names pmap.
+
+The train step is written for one device's share of the batch. It is used under pmap by the Trainer, and under jit,
+pmap or jax.shard_map by loops of users.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.errors import ConfigError
+from resnet_jax.ops.varying import axes_of, vary_over
+
+AXIS = "batch"
+PyTree = Any
+Device = Any  # a jax.Device, which type checkers do not know
+Axes = tuple[str, ...]
+STEPS_PER_CALL = 32  # on accelerators, where a call would otherwise take as long as a small step
+
+
+def pick_devices(asked: int | Sequence[Device]) -> list[Device]:
+    """The devices of a list, or the first `asked` of this process, all for 0; ConfigError if there are fewer."""
+    if not isinstance(asked, int):
+        return list(asked)
+    devices = jax.local_devices()
+    if not 0 <= asked <= len(devices):
+        raise ConfigError(
+            f"devices (--devices) {asked}: this process has {len(devices)} ({devices[0].device_kind}); "
+            f"use 1 to {len(devices)}, or 0 for all"
+        )
+    return devices[: asked or len(devices)]
+
+
+def pick_steps_per_call(asked: int, device: Device) -> int:
+    """How many train steps one call of the devices makes."""
+    return asked or (1 if device.platform == "cpu" else STEPS_PER_CALL)
+
+
+def replicate(tree: PyTree, devices: Sequence[Device]) -> PyTree:
+    """Copy the tree to every device, with the sharding that a step returns, so that a step compiles once."""
+    return jax.device_put(tree, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec()))
+
+
+def shard(x: np.ndarray, devices: Sequence[Device]) -> jax.Array:
+    """Put each row of x (devices, ...) on its own device."""
+    return jax.device_put(x, NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec(AXIS)))
+
+
+def on_devices(
+    function: Callable, devices: Sequence[Device], in_axes: tuple[int | None, ...], donate: tuple[int, ...] = ()
+) -> Callable:
+    """pmap of a function over the devices. Its outputs are the same on every device and have no device axis."""
+    return jax.pmap(function, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices, donate_argnums=donate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The devices that one update runs over, as seen from the function that is being traced.
+
+    axes: the names of pmap's or shard_map's axes; () under plain jit. tracked: whether shard_map knows which arrays
+    differ between devices (check_vma=True, its default); pmap does not.
+    """
+
+    axes: Axes = ()
+    tracked: bool = False
+
+    @property
+    def size(self) -> int:
+        """The number of devices."""
+        return int(lax.psum(1, self.axes)) if self.axes else 1
+
+    @property
+    def index(self) -> Any:
+        """The place of this device in the group, from 0."""
+        return lax.axis_index(self.axes) if self.axes else 0
+
+    def vary(self, tree: PyTree) -> PyTree:
+        """Mark every leaf as differing between devices.
+
+        shard_map sums the gradient of unmarked parameters over devices by itself; the step would then sum it again.
+        """
+        return jax.tree.map(partial(vary_over, frozenset(self.axes)), tree) if self.tracked else tree
+
+    def reduce(self, operation: Callable, tree: PyTree) -> PyTree:
+        """The operation (lax.psum, lax.pmean) of every leaf over the devices.
+
+        A single device under pmap needs none, and XLA:CPU would copy every array for it. Under shard_map, leaves that
+        are equal on all devices stay as they are.
+        """
+        if self.tracked:
+            return jax.tree.map(lambda leaf: operation(leaf, self.axes) if axes_of(leaf) else leaf, tree)
+        return tree if self.size == 1 else operation(tree, self.axes)
+
+
+def group_of(batch: PyTree, axis_name: str | Axes | None = None) -> Group:
+    """The group of devices that hold the parts of a batch.
+
+    Without axis_name the axes are those of the enclosing pmap or shard_map. jax before 0.8 does not tell the name of
+    pmap's axis: there it must be "batch", or given here.
+    """
+    marked = axes_of(*jax.tree.leaves(batch))
+    if axis_name is not None:
+        return Group((axis_name,) if isinstance(axis_name, str) else tuple(axis_name), bool(marked))
+    axes = tuple(jax.sharding.get_abstract_mesh().manual_axes)
+    if marked:
+        return Group(tuple(axis for axis in axes if axis in marked), tracked=True)
+    return Group(axes or _axis_of_old_pmap())
+
+
+def _axis_of_old_pmap() -> Axes:
+    try:
+        lax.axis_index(AXIS)
+    except NameError:  # no pmap, or one with another name
+        return ()
+    return (AXIS,)

@@ -1,0 +1,205 @@
+"""Trainer: a network, data and what you choose about training, in one call of fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax import numpy as jnp
+
+from resnet_jax.data import Arrays, ImageDataset
+from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
+from resnet_jax.errors import ConfigError
+from resnet_jax.training.display import EpochLines, ProgressBar
+from resnet_jax.training.events import check_callbacks
+from resnet_jax.training.loop import Loop, evaluated, run
+from resnet_jax.training.losses import Loss, cross_entropy
+from resnet_jax.training.metrics import Row, Sums
+from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
+from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_per_call, replicate
+from resnet_jax.training.program import Program
+from resnet_jax.training.state import TrainState, Variables
+from resnet_jax.training.step import Dataset
+
+CHAPTERS_SGD = sgd(0.01)  # the optimizer of the residual-networks chapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a fit returns.
+
+    variables: the collections of the final network, on the devices. history: a row for each epoch. stopped: why a
+    callback ended the fit early, or None. state: the final TrainState, with which to go on.
+    """
+
+    variables: Mapping[str, Any]
+    history: list[Row]
+    state: TrainState
+    stopped: str | None = None
+
+    @property
+    def test_accuracy(self) -> float:
+        """The test accuracy of the last epoch, not of the best; ConfigError for data without a test part."""
+        if not self.history or "test_accuracy" not in self.history[-1]:
+            raise ConfigError("test_accuracy: the data has no test part, or no epoch was trained")
+        return self.history[-1]["test_accuracy"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How to train; `fit` takes what to train, and on what.
+
+    max_epochs, batch_size: passes over the training images, and images of a step over all devices. Images that do not
+    fill a batch are left out of an epoch, other ones in each.
+    optimizer: any optax one, or a mapping from paths of parts to optimizers (see by_path). loss: a function of
+    (logits (N, K), labels (N,)) that returns (N,), or the mean (). augment: functions of (key, image), in order (see
+    resnet_jax.augment). callbacks: objects with some of on_fit_start, on_step_end, on_epoch_end, on_fit_end (see
+    resnet_jax.training.events).
+    image_size: what images are resized to, bilinearly; 0 keeps their size. normalize: (mean, deviation) of images in
+    [0, 1], each a number or one a channel, such as (data.mean, data.std). freeze: paths of parts that keep their
+    weights. devices: how many, 0 for all, or a list of them. sync_batch_norm: batch statistics over all devices, for
+    models with a field axis_name. steps_per_call: train steps in one call of the devices; 0 is 1 on a CPU, else 32.
+    learning_rate: the schedule, if rows should have it. progress: print a bar, and a line for each epoch.
+    """
+
+    max_epochs: int = 10
+    batch_size: int = 128
+    optimizer: Optimizer | Mapping[str, Optimizer] = CHAPTERS_SGD
+    loss: Loss = cross_entropy
+    augment: Sequence[Augmentation] = ()
+    callbacks: Sequence[Any] = ()
+    seed: int = 0
+    image_size: int | tuple[int, int] = 0
+    normalize: MeanStd | None = None
+    freeze: Sequence[str] = ()
+    devices: int | Sequence[Device] = 0
+    sync_batch_norm: bool = True
+    steps_per_call: int = 0
+    learning_rate: Callable[[int], Any] | None = None
+    progress: bool = True
+
+    def fit(self, model: nn.Module, data: ImageDataset, *, variables: Variables | None = None) -> Result:
+        """Train the model on data.train, and evaluate it after each epoch on data.validation and data.test.
+
+        model: any linen module with __call__(x, train), whose output is (N, data.num_classes). variables: weights to
+        start from, in whole or in part; None starts from the model's initialisation. The result is a pure function of
+        the arguments, seed and machine. Raises ConfigError, before anything is compiled, for arguments that do not
+        fit together; TrainingError if the loss overflows; CallbackError if a callback raises.
+        """
+        loop = self.make_loop(model, data, variables)
+        run(loop, [*self.callbacks, *self.displays()])
+        return result_of(loop)
+
+    def evaluate(self, model: nn.Module, variables: Variables, part: Arrays) -> Sums:
+        """The metrics of every image of a part, each counted once: .mean_loss, .accuracy, .correct, .count."""
+        devices = pick_devices(self.devices)
+        images, labels = part
+        program = self.make_program(model, images.shape[1:], devices)
+        data = replicate(Dataset(images, labels), devices)
+        return evaluated(program, replicate(dict(variables), devices), data, self.batch_size, devices)
+
+    def make_loop(self, model: nn.Module, data: ImageDataset, variables: Variables | None = None) -> Loop:
+        """The fit before its first step, with everything checked that can be checked without compiling."""
+        check_callbacks(self.callbacks)
+        if self.max_epochs < 1:
+            raise ConfigError(f"max_epochs {self.max_epochs} must be at least 1")
+        devices = pick_devices(self.devices)
+        check_batch(self.batch_size, len(data.train.labels), len(devices))
+        if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
+            model = model.clone(axis_name=AXIS)
+        program = self.make_program(model, data.image_shape, devices, variables)
+        check_model(model, program.input_shape, data.num_classes)
+        jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
+        return Loop(
+            program=program,
+            data=data,
+            devices=devices,
+            epochs=self.max_epochs,
+            batch_size=self.batch_size,
+            steps_per_call=pick_steps_per_call(self.steps_per_call, devices[0]),
+            learning_rate=self.learning_rate,
+        )
+
+    def make_program(
+        self, model: nn.Module, image_shape: Iterable[int], devices: list[Device], variables: Variables | None = None
+    ) -> Program:
+        """The compiled parts of a fit, for images of (H, W, C)."""
+        preprocess = self.preprocess
+        height, width, channels = image_shape
+        return Program(
+            model=model,
+            optimizer=check_optimizer(self.optimizer),
+            loss=self.loss,
+            preprocess=preprocess,
+            seed=self.seed,
+            devices=devices,
+            input_shape=(*(preprocess.image_size or (height, width)), channels),
+            freeze=tuple(self.freeze),
+            variables=variables,
+        )
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """What happens to images before the model."""
+        size = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return Preprocess(size if any(size) else None, self.normalize, tuple(self.augment))
+
+    def displays(self) -> list[Any]:
+        """The callbacks of `progress`."""
+        return [ProgressBar(), EpochLines()] if self.progress else []
+
+
+def result_of(loop: Loop) -> Result:
+    """The result of a fit that has ended."""
+    state = loop.state
+    return Result(state.variables, loop.history, state, loop.stopping)
+
+
+def check_batch(batch: int, images: int, num_devices: int) -> None:
+    """Raise ConfigError for a batch larger than the training set, or one that the devices cannot share equally."""
+    if batch < 1:
+        raise ConfigError(f"batch_size (--batch-size) {batch} must be at least 1")
+    if batch > images:
+        raise ConfigError(
+            f"batch_size (--batch-size) {batch} is more than the {images} training images; use at most {images}"
+        )
+    if batch % num_devices:
+        below, above = batch // num_devices * num_devices, -(-batch // num_devices) * num_devices
+        nearest = f"{below} or {above}" if below else str(above)
+        fitting = max(n for n in range(1, num_devices) if batch % n == 0)
+        raise ConfigError(
+            f"batch_size (--batch-size) {batch} cannot be split over {num_devices} devices; "
+            f"use {nearest}, or devices (--devices) {fitting}"
+        )
+
+
+def check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:
+    """Raise ConfigError for an object that is no linen module, or whose output is not (N, num_classes)."""
+    if not isinstance(model, nn.Module):
+        hint = "; flax.nnx.bridge.to_linen wraps an NNX module" if "nnx" in str(type(model).__mro__) else ""
+        raise ConfigError(f"model: {type(model).__name__} is no flax.linen module{hint}")
+    images = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    try:
+        output, variables = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, train=False), images)
+    except TypeError as error:
+        if "train" not in str(error):
+            raise
+        raise ConfigError(
+            f"model: {type(model).__name__}.__call__ must take (x, train); add the argument train: bool = False"
+        ) from error
+    if getattr(output, "shape", None) != (2, num_classes):
+        raise ConfigError(
+            f"model: its output has shape {describe_shape(output)} for 2 images; "
+            f"it must be (N, {num_classes}), a logit for each class of the data"
+        )
+    if "params" not in variables:
+        raise ConfigError(f"model: {type(model).__name__} has no parameters to train")
+
+
+def describe_shape(output: Any) -> str:
+    """The shape of an array, or the type of anything else."""
+    try:
+        return str(tuple(output.shape))
+    except AttributeError:
+        return f"{type(output).__name__} (no array)"

@@ -1,0 +1,154 @@
+"""load: the best checkpoint's predictions, against the network applied by hand."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import made
+import numpy as np
+import pytest
+from jax import numpy as jnp
+from made import BATCH, NUM_TRAIN, kept, make_config, make_splits
+
+from resnet_jax import create_model, fit, load
+from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.runs import predictor
+from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.training import loop
+
+IMAGES = make_splits().test.images
+VALIDATION = 12
+STEPS = (NUM_TRAIN - VALIDATION) // BATCH
+
+
+@pytest.fixture(scope="module")
+def run_dir(data_dir, cache_dir, tmp_path_factory):
+    """A run whose first epoch was its best: the validation accuracy is said to fall, and that of the test to rise."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    accuracies = {"validation": iter([3, 2, 1]), "test": iter([1, 2, 3])}
+
+    def evaluate(fit_, name, evaluate=loop.evaluate):
+        return dataclasses.replace(evaluate(fit_, name), correct=next(accuracies[name]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        made.install(patch)
+        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
+        patch.setattr(loop, "evaluate", evaluate)
+        fit(make_config(data_dir, folder, epochs=3, learning_rate=0.01, validation=VALIDATION))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(run_dir) -> np.ndarray:
+    """The probabilities of all test images, by model.apply at once, in numpy before and after it."""
+    model = create_model(made.NETS[0], 4)
+    like = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
+        variables = checkpoints.restore_variables(STEPS, like)
+    images = (IMAGES.astype(np.float32) / 255 - 0.5) / 0.25
+    logits = np.asarray(jax.jit(model.apply)(variables, images), np.float64)
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+
+
+def test_the_best_and_not_the_latest(run_dir, expected):
+    assert kept(run_dir) == [STEPS, 3 * STEPS]
+    predict = load(run_dir)
+    assert predict.step == STEPS
+    assert predict.class_names == ("a", "b", "c", "d")
+    assert predict.config.arch == "tiny"
+    found = predict(IMAGES)
+    assert (found.shape, found.dtype) == ((len(IMAGES), 4), np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found.sum(1), 1, 1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 37, 256])
+def test_every_form_of_images_and_any_number(run_dir, expected, monkeypatch, batch):
+    monkeypatch.setattr(predictor, "BATCH", batch)
+    predict = load(str(run_dir))
+    forms = {
+        "(N, H, W)": IMAGES[..., 0],
+        "float32": IMAGES.astype(np.float32) / 255,
+        "float64": IMAGES / 255,
+        "jax": jnp.asarray(IMAGES),
+    }
+    for name, images in forms.items():
+        np.testing.assert_allclose(predict(images), expected, atol=1e-5, err_msg=name)
+    for count in (1, 6):
+        np.testing.assert_allclose(predict(IMAGES[:count]), expected[:count], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 1), (0, 8, 8)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_no_images(run_dir, shape, dtype):
+    assert load(run_dir)(np.zeros(shape, dtype)).shape == (0, 4)
+
+
+def test_another_size_is_resized(run_dir):
+    """Each pixel 2x2 times: what bilinear, antialiased resizing to the half gives is a blur of the image."""
+    large = IMAGES[:3].repeat(2, 1).repeat(2, 2)
+    found = load(run_dir)(large)
+    rows = np.zeros((8, 16))
+    for i in range(8):
+        weights = np.maximum(0, 1 - np.abs(np.arange(16) + 0.5 - (2 * i + 1)) / 2)
+        rows[i] = weights / weights.sum()
+    small = np.einsum("ij,njkc,lk->nilc", rows, large / 255, rows)
+    np.testing.assert_allclose(found, load(run_dir)(small), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \(2, 8, 8, 3\): this network takes \(N, H, W, 1\)"),
+        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
+        (np.zeros((2, 8, 8, 1), np.int64), "dtype int64: use uint8"),
+        (np.zeros((2, 8, 8, 1), bool), "dtype bool: use uint8"),
+        (np.full((2, 8, 8, 1), 255.0), r"must lie in \[0, 1\]"),
+        (np.full((2, 8, 8, 1), -0.1), r"must lie in \[0, 1\]"),
+        (np.full((2, 8, 8, 1), np.nan), r"must lie in \[0, 1\]"),
+    ],
+)
+def test_what_is_no_image(run_dir, images, message):
+    with pytest.raises(ConfigError, match=message):
+        load(run_dir)(images)
+
+
+def test_what_is_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no run is kept there"):
+        load(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        load(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="no run is kept there"):
+        load(tmp_path / "file")
+
+
+@pytest.mark.parametrize("what", ["params", "batch_stats", "meta"])
+def test_a_damaged_run(run_dir, tmp_path, what):
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS) / what)
+    with pytest.raises(CheckpointError, match="damaged") as caught:
+        load(tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_only_training_needs_may_be_gone(run_dir, tmp_path, expected):
+    """The optimizer's state, and the table's row of the architecture."""
+    shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS) / "opt_state")
+    np.testing.assert_allclose(load(tmp_path / "run")(IMAGES), expected, atol=1e-5)
+
+
+def test_the_json_item_tells_what_the_run_was(run_dir, data_dir):
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
+        meta = checkpoints.restore_meta(3 * STEPS)
+    assert (meta["step"], meta["epoch"], meta["seed"]) == (3 * STEPS, 3, 0)
+    assert meta["arch"] == json.loads(json.dumps(dataclasses.asdict(made.NETS[0])))
+    config = make_config(data_dir, run_dir, epochs=3, learning_rate=0.01, validation=VALIDATION)
+    assert meta["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert meta["config"] == json.loads((run_dir / "config.json").read_text())
+    assert meta["versions"]["jax"] == jax.__version__
+    assert [row["validation_accuracy"] for row in meta["history"]] == [3 / 12, 2 / 12, 1 / 12]
+    assert [row["test_accuracy"] for row in meta["history"]] == [1 / 37, 2 / 37, 3 / 37]
