@@ -1,8 +1,8 @@
 #!/bin/sh
-# Puts the four files of Fashion-MNIST from Debian's package dataset-fashion-mnist into DIR.
+# Puts the four files of Fashion-MNIST from Debian's package dataset-fashion-mnist into DIR, for --source-dir.
 #   usage: sh scripts/debian_dataset.sh DIR
-# Root: installs the package and links its files. Others: unpacks the package, nothing is installed.
-# For when the download cannot be reached but a Debian mirror can; what DIR then holds goes to --source-dir.
+# As root it installs the package and links the files. As another user it unpacks the package and installs nothing.
+# It serves machines that reach a Debian mirror and not the download server.
 set -eu
 
 package=dataset-fashion-mnist
@@ -32,7 +32,7 @@ install_package() {
         fail "apt-get install $package failed; put the four files in a folder and pass --source-dir FOLDER"
 }
 
-# In the current folder. The machine's package lists may be missing (containers): then with lists of our own.
+# Downloads into the current folder. Containers may have no package lists: then it makes lists of its own.
 download_package() {
     apt-get download "$package" && return
     mkdir -p state/lists/partial cache/archives/partial

@@ -107,7 +107,7 @@ BAD = {
     "--arch resnet18 --image-size 16": "image size 16x16 is too small",
     "--run-dir file": "--run-dir file: file is not a writable folder",
     "--run-dir file/run": "file is not a writable folder",
-    "--run-dir full": "--run-dir full exists and is not empty: add --resume to go on, or give another folder",
+    "--run-dir full": "--run-dir full exists and is not empty: add --resume to continue, or give another folder",
     "--run-dir full --resume": "--resume: there is no run in full; leave --resume out to start one",
     "--run-dir empty --resume": "--resume: there is no run in empty",
     "--run-dir nowhere --resume": "--resume: there is no run in nowhere",

@@ -48,11 +48,11 @@ def data_name(config: DataConfig) -> str:
     return re.sub(r"[^\w.-]+", "_", Path(config.data_folder).expanduser().resolve().name) or "pictures"
 
 
-def check_new(path: Path) -> Path:
+def check_new(path: Path, name: str = "--run-dir", resume: str = "--resume") -> Path:
     """The path itself; ConfigError if a run cannot start there. Writes nothing."""
     check_readable(path)
     if path.is_dir() and any(path.iterdir()):
-        raise ConfigError(f"--run-dir {path} exists and is not empty: add --resume to go on, or give another folder")
+        raise ConfigError(f"{name} {path} exists and is not empty: add {resume} to continue, or give another folder")
     _check_writable(path)
     return path
 

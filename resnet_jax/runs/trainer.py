@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flax import linen as nn
+from tqdm import tqdm
 
 from resnet_jax.data import ImageDataset
 from resnet_jax.errors import ConfigError
@@ -44,9 +45,11 @@ class Trainer(core.Trainer):
         path = Path(self.run_dir).expanduser()
         loop = self.make_loop(model, data, variables)
         if not self.resume:
-            rundir.check_new(path)
+            rundir.check_new(path, "run_dir", "resume=True")
         signals = StopSignals()
         with rundir.hold(path), kept_checkpoints(path) as checkpoints:
+            if self.resume and checkpoints.latest() is None:
+                tqdm.write(f"run_dir {path} has no checkpoint yet: the fit starts at step 0")
             keep: Sequence[Any] = [
                 MetricsFile(path),
                 Checkpointing(checkpoints, self.checkpoint_minutes, self._about),

@@ -54,6 +54,8 @@ def started(callbacks: Sequence[Any], loop: Any) -> Iterator[None]:
 
 def check_callbacks(callbacks: Sequence[Any]) -> None:
     """Raise ConfigError for an object that has none of the events."""
+    if not isinstance(callbacks, Sequence):
+        raise ConfigError(f"callbacks {type(callbacks).__name__}: give a list of callbacks")
     for callback in callbacks:
         if isinstance(callback, type) or not any(callable(getattr(callback, event, None)) for event in EVENTS):
             raise ConfigError(

@@ -58,5 +58,5 @@ def check_finite(sums: Sums, step: int) -> None:
 
 def diverged(what: str) -> TrainingError:
     """The error for numbers that are infinite or NaN; earlier checkpoints are good."""
-    hint = "start again with a lower --learning-rate, or with --warmup-epochs 1"
+    hint = "start again with a lower learning rate (--learning-rate), or with a warm-up (--warmup-epochs 1)"
     return TrainingError(f"{what}: training has diverged; {hint}")

@@ -1,6 +1,7 @@
 """Trainer: a network, data and what you choose about training, in one call of fit."""
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -93,6 +94,8 @@ class Trainer:
 
     def evaluate(self, model: nn.Module, variables: Variables, part: Arrays) -> Sums:
         """The metrics of every image of a part, each counted once: .mean_loss, .accuracy, .correct, .count."""
+        if not isinstance(part, tuple) or len(part) != 2:
+            raise ConfigError(f"part {type(part).__name__}: give a part of the data, such as data.validation")
         devices = pick_devices(self.devices)
         images, labels = part
         program = self.make_program(model, images.shape[1:], devices)
@@ -102,8 +105,9 @@ class Trainer:
     def make_loop(self, model: nn.Module, data: ImageDataset, variables: Variables | None = None) -> Loop:
         """The fit before its first step, with everything checked that can be checked without compiling."""
         check_callbacks(self.callbacks)
-        if self.max_epochs < 1:
-            raise ConfigError(f"max_epochs {self.max_epochs} must be at least 1")
+        check_data(data)
+        for name in ("max_epochs", "batch_size"):
+            check_count(name, getattr(self, name))
         devices = pick_devices(self.devices)
         check_batch(self.batch_size, len(data.train.labels), len(devices))
         if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
@@ -156,10 +160,22 @@ def result_of(loop: Loop) -> Result:
     return Result(state.variables, loop.history, state, loop.stopping)
 
 
+def check_data(data: Any) -> None:
+    """Raise ConfigError for an object that is no ImageDataset."""
+    if not isinstance(data, ImageDataset):
+        raise ConfigError(
+            f"data: {type(data).__name__} is no ImageDataset; resnet_jax.data.from_arrays(images, labels) makes one"
+        )
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ConfigError unless the value is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ConfigError(f"{name} {value!r} must be a whole number of at least 1")
+
+
 def check_batch(batch: int, images: int, num_devices: int) -> None:
     """Raise ConfigError for a batch larger than the training set, or one that the devices cannot share equally."""
-    if batch < 1:
-        raise ConfigError(f"batch_size (--batch-size) {batch} must be at least 1")
     if batch > images:
         raise ConfigError(
             f"batch_size (--batch-size) {batch} is more than the {images} training images; use at most {images}"

@@ -138,7 +138,7 @@ def test_the_default_folder_is_named_as_the_seed_names_it(data_dir):
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(data_dir, tmp_path):
     """The rate goes up a billion times in the second epoch; one line, and the first epoch stays."""
     config = make_config(data_dir, tmp_path / "run", epochs=3, schedule="step", decay_epochs=(1.0,), decay_factor=1e30)
-    with pytest.raises(TrainingError, match="has diverged; start again with a lower --learning-rate") as caught:
+    with pytest.raises(TrainingError, match="has diverged; start again with a lower learning rate") as caught:
         fit(config)
     assert "\n" not in str(caught.value)
     assert kept(tmp_path / "run") == [STEPS]

@@ -244,10 +244,12 @@ class NoTrain(nn.Module):
         ({"freeze": ("heat",)}, Cnn(), "freeze 'heat' names no part of the model; its parts are conv, head"),
         ({"freeze": ("conv", "head")}, Cnn(), "nothing is left to train"),
         ({"batch_size": 37}, Cnn(), "37 is more than the 36 training images; use at most 36"),
-        ({"batch_size": 0}, Cnn(), r"batch_size \(--batch-size\) 0 must be at least 1"),
+        ({"batch_size": 0}, Cnn(), "batch_size 0 must be a whole number of at least 1"),
+        ({"max_epochs": "3"}, Cnn(), "max_epochs '3' must be a whole number of at least 1"),
+        ({"callbacks": Recorder("a", [])}, Cnn(), "callbacks Recorder: give a list of callbacks"),
         ({"batch_size": 9, "devices": 2}, Cnn(), "9 cannot be split over 2 devices; use 8 or 10"),
         ({"devices": 99}, Cnn(), r"devices \(--devices\) 99: this process has 8"),
-        ({"max_epochs": 0}, Cnn(), "max_epochs 0 must be at least 1"),
+        ({"max_epochs": 0}, Cnn(), "max_epochs 0 must be a whole number of at least 1"),
         ({"callbacks": [print]}, Cnn(), "callbacks: <built-in function print> is no callback"),
         ({"loss": lambda logits, labels: logits}, Cnn(), r"loss returns shape \(12, 3\) for logits \(12, 3\)"),
         ({"augment": [lambda key, image: image[:4]]}, Cnn(), r"augment: <lambda> returns shape \(4, 9, 3\)"),
@@ -257,6 +259,13 @@ def test_invalid_arguments_are_named(changes, model, message):
     with pytest.raises(ConfigError, match=message) as caught:
         quiet(**changes).fit(model, DATA)
     assert "\n" not in str(caught.value)
+
+
+def test_data_that_is_no_data_set():
+    with pytest.raises(ConfigError, match="data: tuple is no ImageDataset; resnet_jax.data.from_arrays"):
+        quiet().fit(Cnn(), (IMAGES, LABELS))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="part NoneType: give a part of the data"):
+        quiet().evaluate(Cnn(), {}, DATA.test)
 
 
 def test_early_stopping_needs_a_validation_part():
