@@ -24,8 +24,6 @@ from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import everything_but_head
 from resnet_jax.training.trainer import Trainer
 
-HELD_OUT = 0.1  # of a folder without val/: the share that is held out for validation
-
 
 @dataclasses.dataclass(frozen=True)
 class DataInfo:
@@ -83,7 +81,7 @@ def load_data(config: Config) -> ImageDataset:
         dataset = data.from_folder(
             Path(held.data_folder).expanduser(),
             image_size=held.image_size or None,
-            validation=validation or HELD_OUT,
+            validation=validation or None,  # None: from_folder's own parts, or a tenth of each
             seed=config.seed,
             skip_unreadable=held.skip_unreadable,
             log=tqdm.write,

@@ -12,11 +12,11 @@ from jax import numpy as jnp
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, arch_from_dict
-from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints, damage
 from resnet_jax.runs.config import Config, from_dict
 from resnet_jax.training.parallel import PyTree
+from resnet_jax.training.state import initialise
 from resnet_jax.training.step import predict
 
 BATCH = 256  # images at a time, which bounds the memory
@@ -102,7 +102,9 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
         with damage(checkpoints.folder / str(step)):
             parts = _of_trainer(meta, model) if own else _of_config(meta)
             network, info, preprocess, arch, config = parts
-        variables = checkpoints.restore_variables(step, variable_shapes(network, info.image_shape[-1]))
+        shape = (*(preprocess.image_size or info.image_shape[:2]), info.image_shape[-1])
+        like = jax.eval_shape(lambda: initialise(network, shape, 0))
+        variables = checkpoints.restore_variables(step, like)
     return Predictor(network, jax.device_put(variables), info, preprocess, step, arch, config)
 
 

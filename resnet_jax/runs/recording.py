@@ -1,6 +1,7 @@
 """Callbacks that keep a run in its folder: resume, config.json, metrics.jsonl and checkpoints."""
 
 import importlib.metadata
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,8 @@ class MetricsFile:
 
     def on_epoch_end(self, loop: Loop) -> None:
         """Write all rows."""
+        for key, value in (loop.row if loop.history else {}).items():
+            loop.row[key] = plain_number(key, value)
         with rundir.kept_in(self.run_dir):
             rundir.write_rows(self.run_dir, loop.history)
 
@@ -120,6 +123,16 @@ class Checkpointing:
         with rundir.kept_in(self.checkpoints.run_dir):
             self.checkpoints.save(loop.state, meta | self.about(loop), validation_accuracy)
         self.saved_at = time.monotonic()
+
+
+def plain_number(key: str, value: Any) -> Any:
+    """A value of a row that JSON can hold: an array of one number as that number. ConfigError for anything else."""
+    value = value.item() if getattr(value, "shape", None) == () else value
+    try:
+        json.dumps(value)
+    except TypeError:
+        raise ConfigError(f"row: {key!r} is a {type(value).__name__}; a callback may add numbers and text") from None
+    return value
 
 
 def progress_of(meta: Meta) -> tuple[list[Row], Sums, float]:

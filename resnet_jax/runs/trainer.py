@@ -1,10 +1,12 @@
 """The public Trainer: the core's, with a folder to keep the run in if you give one."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
@@ -16,11 +18,9 @@ from resnet_jax.runs.checkpoint import kept_checkpoints
 from resnet_jax.runs.fit import RunResult, Stopped
 from resnet_jax.runs.recording import Checkpointing, Meta, MetricsFile, Resume
 from resnet_jax.training import trainer as core
-from resnet_jax.training.callbacks import StopSignals
+from resnet_jax.training.callbacks import EarlyStopping, StopSignals
 from resnet_jax.training.loop import Loop, run
 from resnet_jax.training.state import Variables
-
-SAME = ("batch_size", "seed", "image_size")  # a resumed fit needs the values of the old one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,10 @@ class Trainer(core.Trainer):
         if not self.resume:
             rundir.check_new(path, "run_dir", "resume=True")
         signals = StopSignals()
+        self._about(loop)  # raises for values that a checkpoint cannot hold
+        for callback in self.callbacks:
+            if isinstance(callback, EarlyStopping):
+                callback.check(loop)  # before the folder is made
         with rundir.hold(path), kept_checkpoints(path) as checkpoints:
             if self.resume and checkpoints.latest() is None:
                 tqdm.write(f"run_dir {path} has no checkpoint yet: the fit starts at step 0")
@@ -68,7 +72,9 @@ class Trainer(core.Trainer):
         info = DataInfo(
             data.name, tuple(data.class_names), data.image_shape, len(data.train.labels), _numbers(mean), _numbers(std)
         )
-        held = {name: getattr(self, name) for name in SAME}
+        held: Meta = {"image_size": list(self.preprocess.image_size or (0, 0)), "freeze": list(self.freeze)}
+        held |= {"batch_size": self.batch_size, "seed": self.seed, "normalize": [_numbers(mean), _numbers(std)]}
+        held = json.loads(json.dumps(held))  # as a checkpoint holds it
         info = dataclasses.replace(info, digest=data.digest)
         return {"trainer": held, "model": repr(type(loop.model)), "data": dataclasses.asdict(info)}
 
@@ -77,10 +83,11 @@ class Trainer(core.Trainer):
         if "trainer" not in meta:
             raise ConfigError(f"run_dir {self.run_dir}: train.py made this run; continue it with train.py --resume")
         new = self._about(loop)
-        for name in SAME:
-            old = meta["trainer"][name]
-            if (tuple(old) if isinstance(old, list) else old) != new["trainer"][name]:
+        for name, old in meta["trainer"].items():
+            if old != new["trainer"][name]:
                 raise ConfigError(f"resume: the run in {self.run_dir} has {name} {old}, not {new['trainer'][name]}")
+        if meta["model"] != new["model"]:
+            raise ConfigError(f"resume: the run in {self.run_dir} has a {meta['model']}, not a {new['model']}")
         if meta["data"]["digest"] != new["data"]["digest"]:
             raise ConfigError(
                 f"resume: the run in {self.run_dir} was trained on other data; give the same, or a new run_dir"
@@ -88,6 +95,4 @@ class Trainer(core.Trainer):
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    if values is None:
-        return None
-    return tuple(float(v) for v in values) if isinstance(values, Sequence) else (float(values),)
+    return None if values is None else tuple(np.atleast_1d(np.asarray(values, float)).tolist())

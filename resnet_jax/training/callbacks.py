@@ -33,14 +33,18 @@ class EarlyStopping:
         self.patience, self.monitor, self.min_delta = patience, monitor, min_delta
 
     def on_fit_start(self, loop: Loop) -> None:
-        """Refuse a metric that no row will have."""
+        """Stop at once if a resumed fit had been stopped."""
+        self.check(loop)
+        if loop.history and self.epochs_without_improvement(loop.history) >= self.patience:
+            loop.stop(self._reason())
+
+    def check(self, loop: Loop) -> None:
+        """Raise ConfigError for a metric that no row will have."""
         if self.monitor.startswith("validation_") and loop.data.validation is None:
             raise ConfigError(
                 f"EarlyStopping(monitor={self.monitor!r}): the data has no validation part; "
                 "hold one out with validation=0.1 (--validation 0.1)"
             )
-        if loop.history and self.epochs_without_improvement(loop.history) >= self.patience:
-            loop.stop(self._reason())
 
     def on_epoch_end(self, loop: Loop) -> None:
         """Stop if the last `patience` rows are no better than the best before them."""
@@ -81,13 +85,14 @@ class Growth:
 
     def on_epoch_end(self, loop: Loop) -> None:
         """Grow as the next epoch begins."""
-        if loop.stopping is None:
-            self._grow(loop)
+        self._grow(loop)
 
     def _grow(self, loop: Loop) -> None:
         begins = len(loop.history) + 1
         stages = [stage for epoch, stage in self.growths if epoch == begins]
-        if not stages or loop.position or loop.finished:  # position: resumed inside the epoch, so it has grown before
+        if (
+            not stages or loop.position or loop.finished or loop.stopping
+        ):  # position: resumed inside the epoch, so it has grown before
             return
         state = loop.state
         for stage in stages:

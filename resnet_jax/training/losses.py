@@ -27,6 +27,13 @@ def losses_of(loss: Loss, logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.broadcast_to(value, (logits.shape[0],))
 
 
+def each_loss(loss: Loss, logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of each image by itself: (N,). A loss that returns a mean is computed for one image at a time."""
+    if jax.eval_shape(loss, logits, labels).shape:
+        return losses_of(loss, logits, labels)
+    return jax.vmap(lambda row, label: losses_of(loss, row[None], label[None])[0])(logits, labels)
+
+
 def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Whether the largest logit is the label's. logits: (N, K); labels: (N,), or (N, K) distributions -> (N,) bool."""
     return logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)

@@ -27,6 +27,8 @@ STEPS_PER_CALL = 32  # on accelerators, where a call would otherwise take as lon
 def pick_devices(asked: int | Sequence[Device]) -> list[Device]:
     """The devices of a list, or the first `asked` of this process, all for 0; ConfigError if there are fewer."""
     if not isinstance(asked, int):
+        if not asked:
+            raise ConfigError("devices: the list is empty; give at least one device, or 0 for all")
         return list(asked)
     devices = jax.local_devices()
     if not 0 <= asked <= len(devices):

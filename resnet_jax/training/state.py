@@ -90,29 +90,62 @@ def create_state(
     freeze: paths of parts that keep their weights, such as "stem" or "stage1/block1"; their batch norms run as in
     evaluation. ConfigError for a path that names no part, or an optimizer that does not fit.
     """
-    if freeze:
-        check_frozen(freeze, jax.eval_shape(lambda: initialise(model, image_shape, seed))[PARAMS])
+    check_seed(seed)
+    if freeze or variables:
+        shapes = jax.eval_shape(lambda: initialise(model, image_shape, seed))
+        check_frozen(freeze, shapes[PARAMS])
+        check_variables(variables or {}, shapes)
 
     def init(given: Variables) -> TrainState:
         new = initialise(model, image_shape, seed)
         new |= {name: {**new.get(name, {}), **tree} for name, tree in given.items()}
         params, statistics = new.pop(PARAMS), new.pop(STATISTICS, {})
-        opt_state = optimizer.init(trained(params, freeze))
+        opt_state = start_optimizer(optimizer, trained(params, freeze))
         return TrainState(
             jnp.int32(0), params, statistics, opt_state, new, jnp.uint32(seed), model, optimizer, loss, tuple(freeze)
         )
 
+    return jax.jit(init)(variables or {})
+
+
+def start_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> PyTree:
+    """The optimizer's initial state; ConfigError if it does not fit the params."""
     try:
-        return jax.jit(init)(variables or {})
+        return optimizer.init(params)
     except ConfigError:
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"optimizer: it does not fit the model's parameters ({one_line(error)})") from error
 
 
+def check_seed(seed: int) -> None:
+    """Raise ConfigError for a seed that does not fit into 32 bits, which is what jax.random.key takes."""
+    if not 0 <= seed < 2**32:
+        raise ConfigError(f"seed {seed} is out of range: it must be from 0 to 2**32 - 1")
+
+
 def initialise(model: nn.Module, image_shape: tuple[int, ...], seed: int) -> dict[str, PyTree]:
     """The variables of the model for images of (H, W, C), drawn from seed."""
     return dict(model.init(jax.random.key(seed), jnp.zeros((1, *image_shape)), train=False))
+
+
+def check_variables(variables: Variables, shapes: PyTree) -> None:
+    """Raise ConfigError for weights to start from that the model does not have, or with other shapes."""
+    have = {f"{name}/{path}": leaf.shape for name, tree in shapes.items() for path, leaf in _flat(tree).items()}
+    given = {
+        f"{name}/{path}": jnp.shape(leaf) for name, tree in variables.items() for path, leaf in _flat(tree).items()
+    }
+    if unknown := [path for path in given if path not in have]:
+        raise ConfigError(f"variables: the model has no {listed(unknown)}; give its own collections and paths")
+    if wrong := [f"{path} is {shape}, not {have[path]}" for path, shape in given.items() if shape != have[path]]:
+        raise ConfigError(f"variables: {listed(wrong)}; give weights of this model")
+    parts = {tuple(path.split("/")[:2]) for path in given}
+    if missing := [path for path in have if path not in given and tuple(path.split("/")[:2]) in parts]:
+        raise ConfigError(f"variables: {listed(missing)} is missing; give each part as a whole, or leave it out")
+
+
+def _flat(tree: Variables) -> dict[str, Any]:
+    return traverse_util.flatten_dict(dict(tree), sep="/")
 
 
 def check_frozen(freeze: Sequence[str], params: PyTree) -> None:

@@ -19,7 +19,7 @@ from jax import numpy as jnp
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
-from resnet_jax.training.losses import Loss, hits, losses_of
+from resnet_jax.training.losses import Loss, each_loss, hits, losses_of
 from resnet_jax.training.parallel import Device, Group, group_of, on_devices
 from resnet_jax.training.state import STATISTICS, TrainState, is_frozen, merged, trained, variables_of
 
@@ -160,7 +160,7 @@ def eval_step(
     """The metrics of this device's rows (B,); a row of -1 is padding and is not counted."""
     logits, labels = predict(model, variables, preprocess.evaluate(data.images[rows])), data.labels[rows]
     real = rows >= 0
-    losses = losses_of(loss, logits, labels)
+    losses = each_loss(loss, logits, labels)  # a mean would count the padding
     correct = (hits(logits, labels) & real).sum()
     sums = Metrics(loss=jnp.where(real, losses, 0).sum(), correct=correct, count=real.sum())
     return lax.psum(sums, group.axes)

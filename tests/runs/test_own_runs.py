@@ -89,6 +89,8 @@ def test_load_needs_the_model_and_gives_the_best_checkpoint(tmp_path):
         ({"resume": False}, DATA, "exists and is not empty"),
         ({"batch_size": 6}, DATA, "has batch_size 12, not 6"),
         ({"seed": 1}, DATA, "has seed 0, not 1"),
+        ({"normalize": (DATA.mean, DATA.std)}, DATA, "has normalize"),
+        ({"freeze": ("Conv_0",)}, DATA, "has freeze"),
         ({"max_epochs": 2}, DATA, "the run has begun epoch 3"),
         ({}, resnet_jax.data.from_arrays(IMAGES[::-1], LABELS, validation=12, test=12), "was trained on other data"),
         ({"run_dir": None}, DATA, "resume=True needs run_dir"),
@@ -167,6 +169,29 @@ def test_bad_input(pictures, tmp_path, capsys, flags, message):
     err = capsys.readouterr().err.strip().splitlines()
     assert message in err[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_its_own_parts(pictures, capsys):
+    for part in ("train", "val", "test"):
+        (pictures / part).mkdir()
+    for i, folder in enumerate(sorted(pictures.glob("class *"))):
+        files = sorted(folder.iterdir())
+        for part, some in (("train", files[:14]), ("val", files[14:17]), ("test", files[17:])):
+            (pictures / part / f"class {i}").mkdir()
+            for file in some:
+                file.rename(pictures / part / f"class {i}" / file.name)
+        folder.rmdir()
+    assert cli.main([*FLAGS.split(), "--data-folder", str(pictures)]) == 0
+    assert "42 training, 9 validation and 9 test images" in capsys.readouterr().out
+
+
+def test_rows_hold_numbers_of_numpy_and_jax(tmp_path):
+    class Adds:
+        def on_epoch_end(self, loop):
+            loop.row["mine"] = np.float32(0.5)
+
+    trainer(tmp_path / "run", callbacks=[Adds()], max_epochs=1, normalize=(np.zeros(3), np.ones(3))).fit(Own(), DATA)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text())["mine"] == 0.5
 
 
 def test_early_stopping_without_a_validation_part(data_dir, tmp_path, capsys):

@@ -85,6 +85,29 @@ def test_a_scalar_loss_is_the_mean_of_the_batch():
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-5)
 
 
+def test_a_mean_loss_is_evaluated_without_the_padding():
+    """12 images in batches of 7: the padding repeats an image, which must not count."""
+    result = quiet().fit(Cnn(), DATA)
+    mean = quiet(batch_size=7, loss=lambda logits, labels: smoothed(logits, labels).mean())
+    each = quiet(batch_size=7, loss=smoothed)
+    found = (trainer.evaluate(Cnn(), result.variables, DATA.validation).mean_loss for trainer in (mean, each))
+    assert next(found) == pytest.approx(next(found), rel=1e-5)
+
+
+def test_weights_to_start_from_must_be_the_models():
+    start: Any = Cnn().init(jax.random.key(1), jnp.zeros((1, 8, 9, 3)))
+    head = {"params": {"head": start["params"]["head"]}}
+    result = quiet(optimizer=optax.sgd(0.0), max_epochs=1).fit(Cnn(), DATA, variables=head)
+    jax.tree.map(np.testing.assert_array_equal, result.variables["params"]["head"], start["params"]["head"])
+    for wrong, message in (
+        ({"params": {"fc": start["params"]["head"]}}, "the model has no params/fc/kernel, params/fc/bias"),
+        ({"params": {"head": {"bias": np.zeros(3)}}}, "params/head/kernel is missing"),
+        ({"params": {"head": {"bias": np.zeros(7), "kernel": np.zeros((8, 7))}}}, r"params/head/bias is \(7,\), not"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            quiet().fit(Cnn(), DATA, variables=wrong)
+
+
 def test_evaluation_counts_each_image_once():
     result = quiet().fit(Cnn(), DATA)
     found = quiet(batch_size=7, devices=1).evaluate(Cnn(), result.variables, DATA.validation)
@@ -248,6 +271,8 @@ class NoTrain(nn.Module):
         ({"max_epochs": "3"}, Cnn(), "max_epochs '3' must be a whole number of at least 1"),
         ({"callbacks": Recorder("a", [])}, Cnn(), "callbacks Recorder: give a list of callbacks"),
         ({"batch_size": 9, "devices": 2}, Cnn(), "9 cannot be split over 2 devices; use 8 or 10"),
+        ({"seed": -1}, Cnn(), "seed -1 is out of range"),
+        ({"devices": []}, Cnn(), "devices: the list is empty"),
         ({"devices": 99}, Cnn(), r"devices \(--devices\) 99: this process has 8"),
         ({"max_epochs": 0}, Cnn(), "max_epochs 0 must be a whole number of at least 1"),
         ({"callbacks": [print]}, Cnn(), "callbacks: <built-in function print> is no callback"),
@@ -262,7 +287,7 @@ def test_invalid_arguments_are_named(changes, model, message):
 
 
 def test_data_that_is_no_data_set():
-    with pytest.raises(ConfigError, match="data: tuple is no ImageDataset; resnet_jax.data.from_arrays"):
+    with pytest.raises(ConfigError, match=r"data: tuple is no ImageDataset; resnet_jax\.data\.from_arrays"):
         quiet().fit(Cnn(), (IMAGES, LABELS))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="part NoneType: give a part of the data"):
         quiet().evaluate(Cnn(), {}, DATA.test)
