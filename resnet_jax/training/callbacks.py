@@ -90,9 +90,8 @@ class Growth:
     def _grow(self, loop: Loop) -> None:
         begins = len(loop.history) + 1
         stages = [stage for epoch, stage in self.growths if epoch == begins]
-        if (
-            not stages or loop.position or loop.finished or loop.stopping
-        ):  # position: resumed inside the epoch, so it has grown before
+        resumed_inside = loop.position > 0  # then the network of the checkpoint has grown already
+        if not stages or resumed_inside or loop.finished or loop.stopping:
             return
         state = loop.state
         for stage in stages:

@@ -15,11 +15,6 @@ from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
 
 
-@functools.lru_cache(maxsize=8)  # so that evaluating the same model again compiles nothing
-def _eval_step(model: nn.Module, loss: Loss, preprocess: Preprocess, devices: tuple[Device, ...]) -> Callable[..., Any]:
-    return make_eval_step(model, loss, preprocess, devices)
-
-
 @dataclasses.dataclass(frozen=True)
 class Program:
     """model, optimizer, loss, preprocess, seed, devices: what the programs are compiled from.
@@ -58,10 +53,7 @@ class Program:
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
         """A call of the devices that evaluates a batch."""
-        try:
-            return _eval_step(self.model, self.loss, self.preprocess, tuple(self.devices))
-        except TypeError:  # a field of the model cannot be hashed
-            return make_eval_step(self.model, self.loss, self.preprocess, self.devices)
+        return make_eval_step(self.model, self.loss, self.preprocess, self.devices)
 
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""
