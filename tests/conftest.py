@@ -18,6 +18,13 @@ jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs():
+    """Forget compiled programs. Thousands of them reach the system's limit on memory maps, and the process crashes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """The number of cores that this process may use. pytest-xdist's own default counts a hyperthreaded pair once."""

@@ -174,13 +174,23 @@ def test_init_in_bfloat16_is_init_in_float32():
 DEVICES = 8
 
 
-def one_device_and_eight(axis_name):
-    """(one device with the whole batch, eight with a share each): logits, statistics, gradients of the parameters."""
-    arch, shape = ((1, 64), (1, 32)), (2 * DEVICES, 12, 12, 1)
-    alone, shared = ResNet(arch), ResNet(arch, axis_name=axis_name)
-    held = flax_side.variables(shared, shape)
-    x, noise = seeded.normal("x", shape), seeded.loss_weights("x", (shape[0], 10))
-    one = jax.jit(flax_side.answer_function(alone, "train"))(held, x, noise)
+ARCH, BATCH_SHAPE = ((1, 64), (1, 32)), (2 * DEVICES, 12, 12, 1)
+
+
+@pytest.fixture(scope="module")
+def one():
+    """One device with the whole batch: logits, statistics, gradients of the parameters."""
+    model = ResNet(ARCH)
+    held = flax_side.variables(model, BATCH_SHAPE)
+    x, noise = seeded.normal("x", BATCH_SHAPE), seeded.loss_weights("x", (BATCH_SHAPE[0], 10))
+    return jax.jit(flax_side.answer_function(model, "train"))(held, x, noise)[:3]
+
+
+def eight_devices(axis_name):
+    """The same for eight devices with a share each."""
+    shared = ResNet(ARCH, axis_name=axis_name)
+    held = flax_side.variables(shared, BATCH_SHAPE)
+    x, noise = seeded.normal("x", BATCH_SHAPE), seeded.loss_weights("x", (BATCH_SHAPE[0], 10))
 
     def share(held, x, noise):
         output, stats, gradient, _ = flax_side.answer_function(shared, "train")(held, x, noise)
@@ -188,20 +198,20 @@ def one_device_and_eight(axis_name):
 
     split = [a.reshape(DEVICES, 2, *a.shape[1:]) for a in (x, noise)]
     output, *rest = jax.device_get(jax.pmap(share, axis_name="batch", in_axes=(None, 0, 0))(held, *split))
-    return one[:3], (output.reshape(one[0].shape), *rest)
+    return (output.reshape(BATCH_SHAPE[0], -1), *rest)
 
 
-def test_eight_devices_with_an_axis_name_are_one_with_the_whole_batch():
+def test_eight_devices_with_an_axis_name_are_one_with_the_whole_batch(one):
     assert jax.device_count() == DEVICES
-    one, eight = one_device_and_eight("batch")
+    eight = eight_devices("batch")
     np.testing.assert_allclose(eight[0], one[0], rtol=0, atol=ATOL)
     for a, b in zip(one[1:], eight[1:], strict=True):
         for (path, leaf), (_, of_eight) in zip(seeded.leaves(a), seeded.leaves(b), strict=True):
             np.testing.assert_allclose(of_eight, np.stack([leaf] * DEVICES), rtol=0, atol=ATOL, err_msg=path)
 
 
-def test_eight_devices_without_an_axis_name_are_not():
-    one, eight = one_device_and_eight(None)
+def test_eight_devices_without_an_axis_name_are_not(one):
+    eight = eight_devices(None)
     assert np.abs(eight[0] - one[0]).max() > 0.1
     for path, leaf in seeded.leaves(eight[1]):
         assert np.ptp(leaf, axis=0).max() > 1e-3, path

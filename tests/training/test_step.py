@@ -189,8 +189,8 @@ def run_one_step(sync: bool) -> tuple[TrainState, list[Metrics]]:
 
 def test_a_scan_of_steps_is_the_steps_one_by_one():
     optim = OptimConfig(0.05, momentum=0.9)
-    single, curve = run(2, optim, AUGMENTED)
-    state, data, rows, steps = make(2, optim, AUGMENTED)
+    single, curve = run(2, optim)
+    state, data, rows, steps = make(2, optim)
     state, first = steps(1)(state, data, rows, np.int32(0))
     state, rest = steps(STEPS - 1)(state, data, rows, np.int32(1))
     assert_trees_close(state, single, RTOL, ATOL)
@@ -229,23 +229,25 @@ class Mirror:
         return logits, {"batch_stats": lax.all_gather(images, AXIS)}
 
 
+MIRROR: Any = Mirror()
+PLAIN_SGD = optax.sgd(0.1)
+mirrored = functools.cache(lambda num_devices: make_train_steps(AUGMENTED, jax.devices()[:num_devices])(1))
+
+
 def seen(num_devices: int, seed: int, step: int) -> np.ndarray:
     """The images that a step's network sees, in the order of the batch."""
-    model: Any = Mirror()
-    optimizer = optax.sgd(0.1)
     params = {"w": jnp.zeros(())}
-    state = TrainState(jnp.int32(step), params, {}, optimizer.init(params), {}, jnp.uint32(seed), model, optimizer)
+    state = TrainState(jnp.int32(step), params, {}, PLAIN_SGD.init(params), {}, jnp.uint32(seed), MIRROR, PLAIN_SGD)
     devices = jax.devices()[:num_devices]
     rows = shard(np.arange(BATCH, dtype=np.int32).reshape(num_devices, 1, -1), devices)
     data = replicate(Dataset(*TRAIN), devices)
-    new, _ = make_train_steps(AUGMENTED, devices)(1)(replicate(state, devices), data, rows, np.int32(0))
+    new, _ = mirrored(num_devices)(replicate(state, devices), data, rows, np.int32(0))
     return np.asarray(new.batch_stats).reshape(BATCH, 8, 8, 1)
 
 
 def test_augmentation_is_a_function_of_seed_step_and_place():
     images = seen(1, seed=3, step=5)
-    for num_devices in (2, 8):
-        np.testing.assert_array_equal(seen(num_devices, seed=3, step=5), images)
+    np.testing.assert_array_equal(seen(8, seed=3, step=5), images)
     key = jax.random.fold_in(jax.random.key(3), 5)
     keys = jnp.stack([jax.random.fold_in(key, place) for place in range(BATCH)])
     np.testing.assert_allclose(AUGMENTED.train(keys, jnp.asarray(TRAIN.images[:BATCH])), images, atol=1e-6)
@@ -301,9 +303,9 @@ class Linear:
         return images.reshape(len(images), -1) @ variables["params"] + variables["batch_stats"]
 
 
-@pytest.mark.parametrize("num_devices", [1, 2, 3, 5, 8])
-@pytest.mark.parametrize("batch_size", [1, 7, 8, 64])
-@pytest.mark.parametrize("num_images", [1, 10, 37])
+@pytest.mark.parametrize("num_devices", [1, 3, 8])
+@pytest.mark.parametrize("batch_size", [7, 64])
+@pytest.mark.parametrize("num_images", [1, 37])
 def test_evaluation_is_exact_for_every_size(num_images, batch_size, num_devices):
     devices = jax.devices()[:num_devices]
     images, labels = (x[:num_images] for x in make_splits().test)
