@@ -92,5 +92,6 @@ native: venv  ## build the oneDNN kernels again
 	@rm -f .venv/.native && sh scripts/native.sh .venv
 
 clean:  ## delete the environments and caches, but not runs/ and the data
-	rm -rf .venv .venv-accelerators .venv-oldest .venv-newest .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-accelerators .venv-oldest .venv-newest .pytest_cache .ruff_cache \
+		.hypothesis .cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -11,10 +11,11 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 
-# Compilation takes half of the suite's time. The size limit makes jax lock the folder: the workers of pytest-xdist
-# share it. It is no environment variable, so that a process that a test kills leaves no half-written file there.
-jax.config.update("jax_compilation_cache_dir", str(Path(__file__).parents[1] / ".cache" / "tests"))
-jax.config.update("jax_compilation_cache_max_size", 2_000_000_000)
+# Compilation takes half of the suite's time. Each worker of pytest-xdist has a folder of its own, because jax writes
+# without a lock. With a size limit jax locks, but then it reads the whole folder for every program that it writes. The
+# folder is no environment variable, so that a process that a test kills leaves no half-written file there.
+CACHE = Path(__file__).parents[1] / ".cache" / "tests" / os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

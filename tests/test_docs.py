@@ -18,5 +18,7 @@ WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf
 def test_the_code_of_a_page_runs(page, tmp_path):
     code = "\n".join(BLOCK.findall(page.read_text(encoding="utf-8")))
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as readers have
+    env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "docs" / page.stem)
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
