@@ -37,19 +37,11 @@ def load(
         raise DataError(unknown("data set", name, DATASETS))
     spec = DATASETS[name]
     check_share("validation", validation, spec.num_train)  # before minutes of download
-    folder, source = (_expanded(path or "") for path in (data_dir or default_data_dir(), source_dir))
+    folder, source = (Path(os.path.expanduser(path or "")) for path in (data_dir or default_data_dir(), source_dir))
     splits = obtain(spec, folder, source if source_dir else None, log)
     parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
     held = parts["train"], parts.get("validation"), splits.test
     return ImageDataset(*held, spec.class_names, name, spec.channel_mean_std)
-
-
-def _expanded(path: PathLike) -> Path:
-    """The path with ~ replaced by the home folder; DataError if that is unknown."""
-    expanded = os.path.expanduser(path)
-    if os.fspath(expanded).startswith("~"):
-        raise DataError(f"{os.fspath(path)}: the home folder is unknown; pass --data-dir FOLDER, or set HOME")
-    return Path(expanded)
 
 
 def default_data_dir() -> str:

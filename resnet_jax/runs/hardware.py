@@ -72,14 +72,14 @@ def compile_cache(wanted: bool = True) -> Iterator[None]:
 
 
 def cache_folder() -> str | None:
-    """The folder for compiled programs; None, and a line, if it cannot be written to. Makes nothing."""
-    base = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    folder = os.path.join(base, "resnet_jax")
-    existing = next(path for path in (Path(folder), *Path(folder).absolute().parents) if os.path.exists(path))
-    reason = "the home folder is unknown" if base.startswith("~") else None
-    if reason is None and not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-        reason = f"{existing} is not a writable folder"
-    if reason is None:
-        return folder
+    """The folder for compiled programs, which is made if it does not exist; None, and a line, if it is not writable."""
+    folder = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "resnet_jax")
+    reason = "the home folder is unknown"
+    if not folder.startswith("~"):
+        reason = f"{folder} cannot be written to"
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
     tqdm.write(f"compiled programs are not kept: {reason}; XDG_CACHE_HOME names another folder for caches")
     return None

@@ -472,3 +472,15 @@ def test_the_bar_and_the_lines_go_where_they_should(folder, capfd, monkeypatch):
     assert "decoding pictures" in err
     from_folder(folder, progress=False, log=lambda line: None)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_home_folder_the_pictures_are_not_kept(folder, monkeypatch):
+    """Issue 11, case 18: a user without HOME and without an entry in the system's list of users."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))
+    lines: list[str] = []
+    expected = read(folder, cache_dir=folder.parent / "cache")
+    data = read(folder, lines)
+    assert data.digest == expected.digest
+    assert any("not kept, because the home folder is unknown" in line for line in lines)
+    with pytest.raises(DataError, match="cache_dir ~/cache: the home folder is unknown"):
+        read(folder, cache_dir="~/cache")
