@@ -61,6 +61,7 @@ def register() -> None:
         lib = _load()
         for target in TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(lib, target)), platform="cpu")
+        lib.resnet_jax_limit_threads.argtypes = [ctypes.c_int]
     except (OSError, AttributeError, metadata.PackageNotFoundError, RuntimeError, ValueError) as error:
         raise LoadError(str(error).replace("\n", " ")) from error
 
