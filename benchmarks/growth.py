@@ -86,16 +86,21 @@ def main() -> None:
     path = Path(args.json)
     results = read_results(parser, path, args)
     if not args.plot_only:
-        hardware.use_compile_cache()
-        data = load("fashion_mnist", log=print)
-        for arm, seed in itertools.product(arms(args.steps), range(args.seeds)):
-            if not any((run["arm"], run["seed"]) == (arm.name, seed) for run in results["runs"]):
-                results["runs"].append(train(arm, seed, data))
-                with whole_file(path) as part:
-                    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        with hardware.compile_cache():
+            train_all(results, path, args)
     print(table(results["runs"]))
     if args.plot:
         plot(results["runs"], args.plot)
+
+
+def train_all(results: Run, path: Path, args: argparse.Namespace) -> None:
+    """Train what the results lack, and keep them in the file after each run."""
+    data = load("fashion_mnist", log=print)
+    for arm, seed in itertools.product(arms(args.steps), range(args.seeds)):
+        if not any((run["arm"], run["seed"]) == (arm.name, seed) for run in results["runs"]):
+            results["runs"].append(train(arm, seed, data))
+            with whole_file(path) as part:
+                part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def read_results(parser: argparse.ArgumentParser, path: Path, args: argparse.Namespace) -> Run:

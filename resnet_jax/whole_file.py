@@ -2,16 +2,20 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to. On success it replaces `path`; after an error it is removed."""
-    part = path.with_name(path.name + ".part")
+    """Yield a temporary path to write to. On success it replaces `path`; after an error it is removed.
+
+    Its random name belongs to this call: two processes may write the same file, and a user's own NAME.part stays.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    part.touch(exist_ok=False)
     try:
-        part.touch()
         mode = part.stat().st_mode  # the umask's mode: safetensors creates files that only the owner can read
         yield part
         part.chmod(mode)

@@ -75,9 +75,8 @@ struct GradientCoefficients {
 // x -> mean, biased variance. The first row is subtracted before squaring, which keeps the precision if the mean is
 // far from zero.
 ffi::Error Moments(ffi::AnyBuffer x, ChannelsOut mean, ChannelsOut var) {
-  return Guarded("batch norm moments", [&] {
+  return Guarded("batch norm moments", [&](const Turn& turn) {
     const int64_t channels = ChannelsOf(x), rows = x.element_count() / channels;
-    Turn turn;
     ForType(x, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       const T* data = DataOf<T>(x);
@@ -106,10 +105,9 @@ ffi::Error Moments(ffi::AnyBuffer x, ChannelsOut mean, ChannelsOut var) {
 // y = relu?((x - mean) / sqrt(var + epsilon) * gamma + beta + residual?)
 ffi::Error Normalise(ffi::AnyBuffer x, Channels mean, Channels var, Channels gamma, Channels beta,
                      ffi::AnyBuffer residual, ffi::Result<ffi::AnyBuffer> y, float epsilon, bool relu) {
-  return Guarded("batch norm", [&] {
+  return Guarded("batch norm", [&](const Turn& turn) {
     const int64_t channels = ChannelsOf(x), rows = x.element_count() / channels;
     ExpectWrites(*y);
-    Turn turn;
     const Coefficients k(mean.typed_data(), var.typed_data(), gamma.typed_data(), beta.typed_data(), channels, epsilon);
     ForType(x, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -129,10 +127,9 @@ ffi::Error Normalise(ffi::AnyBuffer x, Channels mean, Channels var, Channels gam
 ffi::Error GradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer y, Channels mean, Channels var,
                         Channels gamma, Channels beta, ChannelsOut sum, ChannelsOut product,
                         ffi::Result<ffi::AnyBuffer> dresidual, float epsilon, bool relu) {
-  return Guarded("batch norm gradient sums", [&] {
+  return Guarded("batch norm gradient sums", [&](const Turn& turn) {
     const int64_t channels = ChannelsOf(x), rows = x.element_count() / channels;
     ExpectWrites(*dresidual);
-    Turn turn;
     const Coefficients k(mean.typed_data(), var.typed_data(), gamma.typed_data(), beta.typed_data(), channels, epsilon);
     ForType(x, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -160,10 +157,9 @@ ffi::Error GradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::AnyBuffer y, C
 
 ffi::Error Gradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, Channels mean, Channels var, Channels gamma, Channels beta,
                     Channels mean_g, Channels mean_product, ffi::Result<ffi::AnyBuffer> dx, float epsilon, bool relu) {
-  return Guarded("batch norm gradient", [&] {
+  return Guarded("batch norm gradient", [&](const Turn& turn) {
     const int64_t channels = ChannelsOf(x), rows = x.element_count() / channels;
     ExpectWrites(*dx);
-    Turn turn;
     const Coefficients k(mean.typed_data(), var.typed_data(), gamma.typed_data(), beta.typed_data(), channels, epsilon);
     const GradientCoefficients d(k, mean_g.typed_data(), mean_product.typed_data());
     ForType(x, [&](auto* type) {
@@ -182,11 +178,10 @@ ffi::Error Gradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, Channels mean, Channels
 ffi::Error NormalisePool(ffi::AnyBuffer x, Channels mean, Channels var, Channels gamma, Channels beta,
                          ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::Buffer<ffi::U8>> index, float epsilon,
                          Ints window, Ints strides, Ints padding) {
-  return Guarded("batch norm and max-pool", [&] {
+  return Guarded("batch norm and max-pool", [&](const Turn& turn) {
     const Window p = WindowOf(x, *y, window, strides, padding);
     ExpectWrites(*y);
     ExpectWrites(*index);
-    Turn turn;
     const Coefficients k(mean.typed_data(), var.typed_data(), gamma.typed_data(), beta.typed_data(), p.channels,
                          epsilon);
     const Affine affine = k.affine();
@@ -201,10 +196,9 @@ ffi::Error NormalisePool(ffi::AnyBuffer x, Channels mean, Channels var, Channels
 ffi::Error PoolGradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Buffer<ffi::U8> index, Channels mean,
                             Channels var, ChannelsOut sum, ChannelsOut product, float epsilon, Ints window,
                             Ints strides, Ints padding) {
-  return Guarded("batch norm and max-pool gradient sums", [&] {
+  return Guarded("batch norm and max-pool gradient sums", [&](const Turn& turn) {
     const Window p = WindowOf(x, dy, window, strides, padding);
     const int64_t rows = x.dimensions()[0] * p.height, row_size = p.width * p.channels;
-    Turn turn;
     ForType(x, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       float* parts = static_cast<float*>(turn.partials().Reserve(2 * rows * p.channels * sizeof(float)));
@@ -228,11 +222,10 @@ ffi::Error PoolGradientSums(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Buffer<ffi
 ffi::Error PoolGradient(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Buffer<ffi::U8> index, Channels mean, Channels var,
                         Channels gamma, Channels mean_g, Channels mean_product, ffi::Result<ffi::AnyBuffer> dx,
                         float epsilon, Ints window, Ints strides, Ints padding) {
-  return Guarded("batch norm and max-pool gradient", [&] {
+  return Guarded("batch norm and max-pool gradient", [&](const Turn& turn) {
     const Window p = WindowOf(x, dy, window, strides, padding);
     const int64_t row_size = p.width * p.channels;
     ExpectWrites(*dx);
-    Turn turn;
     const Coefficients k(mean.typed_data(), var.typed_data(), gamma.typed_data(), gamma.typed_data(), p.channels,
                          epsilon);  // the offset is not used: the index holds the mask
     const GradientCoefficients d(k, mean_g.typed_data(), mean_product.typed_data());

@@ -120,7 +120,7 @@ Plan MakePlan(const Turn& turn, const Geometry& g, Direction direction, bool bia
 
 class Call {
  public:
-  Call(const Geometry& geometry, Direction direction, bool bias) : geometry_(geometry) {
+  Call(const Turn& turn, const Geometry& geometry, Direction direction, bool bias) : turn_(turn), geometry_(geometry) {
     static auto* cache = new PlanCache<Plan>;
     plan_ = &cache->Get(turn_, geometry.Key(direction, bias, turn_.threads()),
                        [&] { return MakePlan(turn_, geometry, direction, bias); });
@@ -159,7 +159,7 @@ class Call {
                             {DNNL_ARG_SCRATCHPAD, Wrap(scratchpad, turn_.scratchpad().Reserve(scratchpad.get_size()))}});
   }
 
-  Turn turn_;
+  const Turn& turn_;
   const Geometry& geometry_;
   Plan* plan_;
 };
@@ -167,11 +167,11 @@ class Call {
 // y = conv(x, w) + bias; bias is (O,) or empty.
 ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> y,
                    Ints strides, Ints padding, int64_t groups) {
-  return Guarded("convolution", [&] {
+  return Guarded("convolution", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(x, w, *y, strides, padding, groups);
     const bool has_bias = bias.element_count() > 0;
     ExpectWrites(*y);
-    Call call(g, kForward, has_bias);
+    Call call(turn, g, kForward, has_bias);
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
                                                  {DNNL_ARG_WEIGHTS, call.Weights(w.untyped_data())},
                                                  {DNNL_ARG_DST, call.Wrap(g.Y(), y->untyped_data())}};
@@ -182,10 +182,10 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
 
 ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::AnyBuffer> dx, Ints strides,
                         Ints padding, int64_t groups) {
-  return Guarded("convolution input gradient", [&] {
+  return Guarded("convolution input gradient", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(*dx, w, dy, strides, padding, groups);
     ExpectWrites(*dx);
-    Call call(g, kBackwardData, false);
+    Call call(turn, g, kBackwardData, false);
     call.Run({{DNNL_ARG_DIFF_DST, call.Wrap(g.Y(), dy.untyped_data())},
               {DNNL_ARG_WEIGHTS, call.Weights(w.untyped_data())},
               {DNNL_ARG_DIFF_SRC, call.Wrap(g.X(), dx->untyped_data())}});
@@ -195,11 +195,11 @@ ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::An
 // dbias is (O,) or empty.
 ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dw,
                            ffi::Result<ffi::AnyBuffer> dbias, Ints strides, Ints padding, int64_t groups) {
-  return Guarded("convolution weight gradient", [&] {
+  return Guarded("convolution weight gradient", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(x, *dw, dy, strides, padding, groups);
     const bool has_bias = dbias->element_count() > 0;
     ExpectWrites(*dw);
-    Call call(g, kBackwardWeights, has_bias);
+    Call call(turn, g, kBackwardWeights, has_bias);
     const memory gradient = call.WeightsGradient(dw->untyped_data());
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
                                                  {DNNL_ARG_DIFF_DST, call.Wrap(g.Y(), dy.untyped_data())},

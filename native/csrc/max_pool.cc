@@ -12,12 +12,11 @@ T* Data(const ffi::AnyBuffer& buffer) {
 
 ffi::Error Forward(ffi::AnyBuffer x, ffi::Result<ffi::AnyBuffer> y, ffi::Result<ffi::Buffer<ffi::U8>> index,
                    Ints window, Ints strides, Ints padding) {
-  return Guarded("max-pool", [&] {
+  return Guarded("max-pool", [&](const Turn& turn) {
     const Window p = WindowOf(x, *y, window, strides, padding);
     const int64_t images = x.dimensions()[0];
     ExpectWrites(*y);
     ExpectWrites(*index);
-    Turn turn;
     if (x.element_type() == ffi::F32) {
       PoolRows<float>(turn, Data<float>(x), images, p, nullptr, Data<float>(*y), index->typed_data());
     } else {
@@ -37,11 +36,10 @@ void BackwardAs(const Turn& turn, const T* dy, const uint8_t* index, int64_t ima
 
 ffi::Error Backward(ffi::AnyBuffer dy, ffi::Buffer<ffi::U8> index, ffi::Result<ffi::AnyBuffer> dx, Ints window,
                     Ints strides, Ints padding) {
-  return Guarded("max-pool gradient", [&] {
+  return Guarded("max-pool gradient", [&](const Turn& turn) {
     const Window p = WindowOf(*dx, dy, window, strides, padding);
     const int64_t images = dx->dimensions()[0];
     ExpectWrites(*dx);
-    Turn turn;
     if (dy.element_type() == ffi::F32) {
       BackwardAs<float>(turn, Data<float>(dy), index.typed_data(), images, p, Data<float>(*dx));
     } else {

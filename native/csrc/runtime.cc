@@ -7,19 +7,19 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <condition_variable>
 #include <cstdlib>
+#include <limits>
+#include <mutex>
 #include <new>
 #include <sstream>
+#include <thread>
 
 namespace resnet_jax {
 namespace {
 
 constexpr size_t kAlignment = 64;  // one cache line, one AVX-512 register
-
-std::mutex& Mutex() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
-}
 
 // Threads that OMP_NUM_THREADS allows, read before anything here changes the setting.
 int AllowedThreads() {
@@ -27,13 +27,47 @@ int AllowedThreads() {
   return allowed;
 }
 
-int ThreadsOfAffinity() {
+std::atomic<int> limit{std::numeric_limits<int>::max()};  // see resnet_jax_limit_threads
+
+// The cores of the calling thread's affinity, which may have changed since libgomp was loaded. OMP_NUM_THREADS, which
+// the user sets, comes before the limit.
+int Threads() {
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof(set), &set) != 0) return AllowedThreads();  // more than 1024 CPUs
   const int cpus = std::max(CPU_COUNT(&set), 1);
-  return std::getenv("OMP_NUM_THREADS") ? std::min(cpus, AllowedThreads()) : cpus;
+  return std::min(cpus, std::getenv("OMP_NUM_THREADS") ? AllowedThreads() : std::max(limit.load(), 1));
 }
+
+// The thread that owns the process's OpenMP team. It runs one task at a time.
+class TeamThread {
+ public:
+  TeamThread() { std::thread([this] { Loop(); }).detach(); }
+
+  void Run(const std::function<void()>& task) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    task_ = &task;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return task_ == nullptr; });
+  }
+
+ private:
+  void Loop() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    for (;;) {
+      changed_.wait(lock, [this] { return task_ != nullptr; });
+      lock.unlock();
+      (*task_)();
+      lock.lock();
+      task_ = nullptr;
+      changed_.notify_all();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::function<void()>* task_ = nullptr;
+};
 
 }  // namespace
 
@@ -48,7 +82,20 @@ void* Scratch::Reserve(size_t bytes) {
   return data_;
 }
 
-Turn::Turn() : lock_(Mutex()), threads_(ThreadsOfAffinity()) { omp_set_num_threads(threads_); }
+void Turn::Run(const std::function<void(const Turn&)>& task) {
+  static auto* mutex = new std::mutex;
+  const Turn turn(Threads());
+  const std::lock_guard<std::mutex> lock(*mutex);
+  const auto run = [&] {
+    omp_set_num_threads(turn.threads());
+    task(turn);
+  };
+  if (turn.threads() == 1) return run();  // one thread needs no team
+  static auto* team = new TeamThread;
+  team->Run(run);
+}
+
+extern "C" __attribute__((visibility("default"))) void resnet_jax_limit_threads(int threads) { limit = threads; }
 
 dnnl::engine& Turn::engine() const {
   static auto* engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);

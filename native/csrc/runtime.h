@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <unordered_map>
 #include <utility>
@@ -39,12 +39,15 @@ class Scratch {
 
 // The right to run on the machine's cores, held for one FFI call.
 //
-// XLA runs independent calls on several threads at once. Without the lock each call starts its own OpenMP team, and
-// the spinning barriers of the teams block each other (calls of 5 ms took 500 ms). The constructor also sets the
-// team's size to the CPU affinity of the calling thread, which may have changed since libgomp was loaded.
+// XLA runs independent calls on several threads at once. Without turns each call starts its own OpenMP team, and the
+// spinning barriers of the teams block each other (calls of 5 ms took 500 ms). libgomp keeps a team of threads for
+// every thread that has ever entered a parallel region. So all calls run on one thread, and a process has one team.
 class Turn {
  public:
-  Turn();
+  // Runs task when it is its turn, with a team of the size that the calling thread's affinity allows. task must not
+  // throw.
+  static void Run(const std::function<void(const Turn&)>& task);
+
   int threads() const { return threads_; }
   dnnl::engine& engine() const;
   dnnl::stream& stream() const;
@@ -53,7 +56,7 @@ class Turn {
   Scratch& partials() const;    // per-chunk sums of reductions
 
  private:
-  std::lock_guard<std::mutex> lock_;
+  explicit Turn(int threads) : threads_(threads) {}
   int threads_;
 };
 
@@ -68,7 +71,7 @@ struct PlanKeyHash {
 template <typename Plan>
 class PlanCache {
  public:
-  // Calls make at most once per key. The Turn of the caller is the lock.
+  // Calls make at most once per key. The Turn of the caller serves as the lock.
   template <typename Make>
   Plan& Get(const Turn&, const PlanKey& key, Make make) {
     auto found = plans_.find(key);
@@ -97,24 +100,28 @@ inline bool IsFloatOrBfloat16(const ffi::AnyBuffer& buffer) {
   return buffer.element_type() == ffi::F32 || buffer.element_type() == ffi::BF16;
 }
 
-// Runs body and converts any exception into an FFI error that names the operation and its operands. XLA does not
-// catch exceptions.
+// Runs body(turn) and converts any exception into an FFI error that names the operation and its operands. XLA does
+// not catch exceptions.
 template <typename Body, typename... Buffers>
 ffi::Error Guarded(const char* operation, Body body, const Buffers&... buffers) {
+  const char* kind = nullptr;
   std::string reason;
-  try {
-    body();
-    return ffi::Error::Success();
-  } catch (const dnnl::error& error) {
-    reason = std::string("oneDNN: ") + error.message;
-  } catch (const std::exception& error) {
-    reason = error.what();
-  } catch (...) {
-    reason = "unknown exception";
-  }
+  const auto attempt = [&](auto function) {
+    try {
+      function();
+    } catch (const dnnl::error& error) {
+      kind = "oneDNN: ", reason = error.message;
+    } catch (const std::exception& error) {
+      kind = "", reason = error.what();
+    } catch (...) {
+      kind = "", reason = "unknown exception";
+    }
+  };
+  attempt([&] { Turn::Run([&](const Turn& turn) { attempt([&] { body(turn); }); }); });
+  if (kind == nullptr) return ffi::Error::Success();
   std::string operands;
   ((operands += (operands.empty() ? "" : ", ") + ShapeText(buffers)), ...);
-  return ffi::Error(ffi::ErrorCode::kInternal, std::string(operation) + "(" + operands + "): " + reason);
+  return ffi::Error(ffi::ErrorCode::kInternal, std::string(operation) + "(" + operands + "): " + kind + reason);
 }
 
 }  // namespace resnet_jax

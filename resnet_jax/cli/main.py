@@ -8,9 +8,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
+from resnet_jax import cores
 from resnet_jax.cli import convert, export, grow, summary, train
 from resnet_jax.errors import ConfigError, UserError, unknown
 from resnet_jax.runs import Stopped
+from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.signals import handled
 
 Run = Callable[[Sequence[str], str], None]  # its flags, and the name of the command for messages
@@ -44,7 +46,8 @@ def guarded(run: Run, argv: Sequence[str], prog: str) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # people read log files during a run
     try:
-        with terminable():
+        cores.limit_xla()
+        with terminable(), enough_memory():
             run(argv, prog)
     except UserError as error:
         print(f"{prog}: {error}", file=sys.stderr)

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,14 +29,17 @@ class Damaged(Exception):
     """The entry is there, but not as it was written."""
 
 
-def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: str, options: str) -> Path:
+def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: str, options: str) -> Path | None:
     """Where the entry of `folder` is kept, for this state of its files and these options.
 
-    cache_dir: None for $XDG_CACHE_HOME/resnet_jax/pictures, or the same in ~/.cache. Raises DataError.
+    cache_dir: None for $XDG_CACHE_HOME/resnet_jax/pictures, or the same in ~/.cache. Returns None if cache_dir is None
+    and the home folder is unknown; DataError if cache_dir begins with an unknown home folder.
     """
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resnet_jax", "pictures")
     base = os.path.expanduser(cache_dir or default)
     if base.startswith("~"):
+        if cache_dir is None:
+            return None
         raise DataError(f"cache_dir {base}: the home folder is unknown; pass a folder to keep decoded pictures in")
     real = os.path.realpath(folder)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(real))[:40]
@@ -47,13 +49,18 @@ def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: st
 
 
 def read(path: Path) -> Entry | None:
-    """The entry at `path`, memory-mapped, after its digest is checked; None if there is none. Raises Damaged."""
+    """The entry at `path`, memory-mapped, after its digest is checked; None if it does not exist or is unreadable.
+
+    Raises Damaged.
+    """
     try:
         info = json.loads((path / "entry.json").read_bytes())
         unreadable = {int(index): str(reason) for index, reason in info["unreadable"].items()}
         if _digest(path / "images.npy", unreadable) != info["sha256"]:
             raise Damaged("its SHA-256 differs from the one recorded")
         return Entry(np.asarray(np.load(path / "images.npy", mmap_mode="r")), unreadable)
+    except PermissionError:
+        return None  # another user's folder; writing reports it
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.exists():
             return None
@@ -73,6 +80,7 @@ def write(path: Path, entry: Entry) -> None:
         np.save(part / "images.npy", entry.images)
         info = {"sha256": _digest(part / "images.npy", entry.unreadable), "unreadable": entry.unreadable}
         (part / "entry.json").write_text(json.dumps(info))
+        now = part.stat().st_mtime  # by the clock of the file system, which other hosts share
         try:
             part.rename(path)
         except OSError:
@@ -80,7 +88,7 @@ def write(path: Path, entry: Entry) -> None:
                 raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    _remove_old(path)
+    _remove_old(path, now)
 
 
 def remove(path: Path) -> None:
@@ -91,13 +99,16 @@ def remove(path: Path) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _remove_old(path: Path) -> None:
-    """Removes entries of other states of the same folder, and what killed processes left. Other options stay."""
+def _remove_old(path: Path, now: float) -> None:
+    """Removes entries of other states of the same folder, and what killed processes left. Other options stay.
+
+    now: the time by the clock that dates the files. A partial entry whose files change is another process's.
+    """
     state = path.name.split("-")[0]
     for other in path.parent.iterdir():
         with contextlib.suppress(OSError):
             partial = other.name.startswith("part-")
-            if partial and time.time() - other.stat().st_mtime < STALE_SECONDS:
+            if partial and now - max(file.stat().st_mtime for file in (other, *other.iterdir())) < STALE_SECONDS:
                 continue
             if partial or other.name.split("-")[0] != state or not other.name.endswith(f"-{LAYOUT}"):
                 shutil.rmtree(other, ignore_errors=True)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data.dataset import ImageDataset
+from resnet_jax.data.finding import find_files
 from resnet_jax.data.prepared import prepared_dir, read_prepared
 from resnet_jax.data.sources import check_server, read_folder
 from resnet_jax.data.specs import DATASETS, DatasetSpec, Splits
@@ -28,9 +29,9 @@ def load(
     validation: a share or a count of training images to hold out (see split.stratified, with `seed`). The images
     of each part keep their official order. mean and std are those of the table if it has them.
     Sources, in this order: data prepared earlier in `data_dir` (None: $TFDS_DATA_DIR or ~/tensorflow_datasets, as
-    TFDS does); the official files in `source_dir`, or else in Debian's folder; the download. Files and downloads
-    are prepared into `data_dir`. `log` receives one line that names the source. Raises DataError; if the download
-    fails, its subclass DownloadError.
+    TFDS does); the official files in `source_dir` (see find_files), or else in Debian's folder; the download. Files
+    and downloads are prepared into `data_dir`. `log` receives one line that names the source. Raises DataError; if
+    the download fails, its subclass DownloadError.
     """
     if name not in DATASETS:
         raise DataError(unknown("data set", name, DATASETS))
@@ -39,8 +40,8 @@ def load(
     folder, source = (Path(os.path.expanduser(path or "")) for path in (data_dir or default_data_dir(), source_dir))
     splits = obtain(spec, folder, source if source_dir else None, log)
     parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
-    known = ((spec.mean_std[0],), (spec.mean_std[1],)) if spec.mean_std else None
-    return ImageDataset(parts["train"], parts.get("validation"), splits.test, spec.class_names, name, known)
+    held = parts["train"], parts.get("validation"), splits.test
+    return ImageDataset(*held, spec.class_names, name, spec.channel_mean_std)
 
 
 def default_data_dir() -> str:
@@ -81,7 +82,7 @@ def _prepare(
 
 def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str], object]) -> tuple[Splits | None, str]:
     if source_dir is not None:  # the user asked for this folder, so an invalid file is an error
-        return read_folder(spec, source_dir), f"from {source_dir}"
+        return read_folder(spec, source_dir), f"from {find_files(spec, source_dir)}"
     if spec.debian_dir is not None and Path(spec.debian_dir).is_dir():
         try:
             return read_folder(spec, Path(spec.debian_dir)), f"from {spec.debian_dir}"

@@ -124,7 +124,9 @@ def _cached(
     return entry, "decoded"
 
 
-def _read_cache(place: Path, log: Log) -> cache.Entry | None:
+def _read_cache(place: Path | None, log: Log) -> cache.Entry | None:
+    if place is None:
+        return None
     try:
         return cache.read(place)
     except cache.Damaged as error:
@@ -133,7 +135,10 @@ def _read_cache(place: Path, log: Log) -> cache.Entry | None:
         return None
 
 
-def _write_cache(place: Path, entry: cache.Entry, log: Log) -> None:
+def _write_cache(place: Path | None, entry: cache.Entry, log: Log) -> None:
+    if place is None:
+        log("the decoded pictures are not kept, because the home folder is unknown; cache_dir sets a folder for them")
+        return
     try:
         cache.write(place, entry)
     except OSError as error:

@@ -1,5 +1,6 @@
 """Reads what builders.py wrote, with TFDS's as_data_source: 70,000 images in 2 s, in the official order."""
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,13 @@ def read_prepared(spec: DatasetSpec, folder: Path) -> Splits:
         builder = tfds.builder_from_directory(folder)
         train = _read_split(builder, "train", spec.num_train)
         test = _read_split(builder, "test", spec.num_test)
+    except (ImportError, MemoryError):  # neither says anything about the data
+        raise
     except Exception as error:  # for a damaged file, TFDS, array_record and protobuf raise different errors
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise DataError(
+                f"the prepared data in {folder} cannot be read ({error.strerror}); it may be good"
+            ) from error
         raise _damaged(folder, " ".join(str(error).split())) from error
     splits = Splits(train, test)
     expected = spec.digests._asdict() if spec.digests else digests

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
+from resnet_jax.cores import cpu_count
 from resnet_jax.data import pictures
 from resnet_jax.data.cache import Entry
 from resnet_jax.errors import DataError, one_line
@@ -40,7 +41,7 @@ def read_pictures(
     until the longer is at most LONGEST. channels None: 1 if all pictures are gray, else 3.
     Threads decode, because Pillow releases the GIL and a fork is unsafe after JAX has started.
     """
-    workers = workers or min(16, os.cpu_count() or 1)
+    workers = workers or min(16, cpu_count())
     headers: dict[int, pictures.Header] = {}
     unreadable: dict[int, str] = {}
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.data.dataset import Arrays
-from resnet_jax.data.specs import DatasetSpec, Splits, idx_header
+from resnet_jax.data.finding import file_names, find_files, is_unpacked
+from resnet_jax.data.specs import DATASETS, DatasetSpec, Splits, idx_header, owner_of
 from resnet_jax.errors import DataError
 
 IDX_CONTENT = {idx_header((0,))[:4]: "labels", idx_header((0, 0, 0))[:4]: "images"}
+GZIP = b"\x1f\x8b"  # the first bytes of a gzip file
 CIFAR10_TRAIN = tuple(f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6))
 CIFAR10_TEST = ("cifar-10-batches-bin/test_batch.bin",)
 
@@ -25,17 +27,13 @@ class DownloadError(DataError):
 
 
 def read_folder(spec: DatasetSpec, folder: Path) -> Splits:
-    """The arrays of the official files in `folder`, after all checks.
+    """The arrays of the official files that find_files finds in `folder`, after all checks.
 
-    If the digests of the content are known, files compressed again (Debian's) are accepted; otherwise only the
-    registered files are. Raises DataError with the file, what was found, what is expected and what to do.
+    If the digests of the content are known, unpacked files and files compressed again (Debian's) are accepted;
+    otherwise only the registered files are. Raises DataError with the file, what was found, what is expected and what
+    to do.
     """
-    if not folder.is_dir():
-        raise DataError(f"the data folder {folder} is not a folder; put {file_names(spec)} from {spec.url} in one")
-    paths = tuple(folder / file.name for file in spec.files)
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path} is missing; {file_names(spec)} are needed, get them from {spec.url}")
+    paths = find_files(spec, folder).paths
     if spec.digests is None:
         _check_registered(spec, paths)
     return read_files(spec, paths)
@@ -46,22 +44,39 @@ def read_files(spec: DatasetSpec, paths: tuple[Path, ...]) -> Splits:
     return _read_idx_files(spec, paths) if spec.layout == "idx" else _read_cifar10(spec, paths[0])
 
 
-def file_names(spec: DatasetSpec) -> str:
-    return ", ".join(file.name for file in spec.files)
-
-
 def _wrong(spec: DatasetSpec, path: Path, found: str, expected: str) -> DataError:
     return DataError(f"{path} {found}, expected {expected}; replace it with the file from {spec.url}")
 
 
 def _check_registered(spec: DatasetSpec, paths: tuple[Path, ...]) -> None:
     for file, path in zip(spec.files, paths, strict=True):
+        if is_unpacked(path):
+            with path.open("rb") as stream:
+                _check_owner(spec, path, hashlib.file_digest(stream, "sha256").hexdigest())
+            raise DataError(
+                f"{path} cannot be verified: of {spec.name} only the digests of the packed files are known; "
+                f"put {file.name} from {spec.url} beside it"
+            )
         if (size := path.stat().st_size) != file.size:  # checked first, so that a huge file is not read
+            _check_owner(spec, path)
             raise _wrong(spec, path, f"has {size} bytes", f"the official file's {file.size}")
         with path.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         if sha256 != file.sha256:
+            _check_owner(spec, path)
             raise _wrong(spec, path, f"has sha256 {sha256}", f"the official file's {file.sha256}")
+
+
+def _check_owner(spec: DatasetSpec, path: Path, content_sha256: str = "") -> None:
+    """Raises DataError if a digest says that the file belongs to another data set. Large files are not read."""
+    owner = owner_of(content_sha256)
+    if owner is None and path.stat().st_size in {file.size for other in DATASETS.values() for file in other.files}:
+        owner = owner_of(hashlib.sha256(path.read_bytes()).hexdigest())
+    if owner not in (None, spec.name):
+        raise DataError(
+            f"{path} belongs to {owner}, not to {spec.name}; pass --dataset {owner}, or the folder of {spec.name}: "
+            f"its files are at {spec.url}"
+        )
 
 
 def _read_idx_files(spec: DatasetSpec, paths: tuple[Path, ...]) -> Splits:
@@ -77,7 +92,8 @@ def _read_idx_files(spec: DatasetSpec, paths: tuple[Path, ...]) -> Splits:
 def _read_idx(spec: DatasetSpec, path: Path, shape: tuple[int, ...], sha256: str | None) -> np.ndarray:
     header = idx_header(shape)
     size = len(header) + math.prod(shape)
-    content = _gunzip(spec, path, size + 1)  # one byte too many proves the file wrong; the rest is not unpacked
+    holds = "has" if is_unpacked(path) else "unpacks to"
+    content = _content(spec, path, size + 1)  # one byte too many proves the file wrong; the rest is not unpacked
     if content[:4] != header[:4]:
         found = IDX_CONTENT.get(content[:4], "no idx file")
         expected = f"0x{header[:4].hex()} ({IDX_CONTENT[header[:4]]})"
@@ -86,16 +102,29 @@ def _read_idx(spec: DatasetSpec, path: Path, shape: tuple[int, ...], sha256: str
         found = tuple(int(n) for n in np.frombuffer(content[4 : len(header)], ">u4"))
         raise _wrong(spec, path, f"holds {_times(found)} {IDX_CONTENT[header[:4]]}", _times(shape))
     if len(content) != size:
-        found = f"unpacks to {'more than ' if len(content) > size else ''}{min(len(content), size)} bytes"
+        found = f"{holds} {'more than ' if len(content) > size else ''}{min(len(content), size)} bytes"
         raise _wrong(spec, path, found, f"{size}")
     if sha256 is not None and (found := hashlib.sha256(content).hexdigest()) != sha256:
+        _check_owner(spec, path, found)
         hint = f" ({spec.digest_hint})" if spec.digest_hint else ""
-        raise _wrong(spec, path, f"unpacks to sha256 {found}", f"{sha256}{hint}")
+        raise _wrong(spec, path, f"{holds} sha256 {found}", f"{sha256}{hint}")
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(shape)
 
 
 def _times(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+def _content(spec: DatasetSpec, path: Path, limit: int) -> bytes:
+    """At most `limit` bytes of the idx file. A file with an unpacked name may be packed all the same."""
+    try:
+        with path.open("rb") as stream:
+            if not is_unpacked(path) or stream.read(len(GZIP)) == GZIP:
+                return _gunzip(spec, path, limit)
+            stream.seek(0)
+            return stream.read(limit)
+    except OSError as error:
+        raise _wrong(spec, path, f"cannot be read ({error.strerror})", "a readable file") from None
 
 
 def _gunzip(spec: DatasetSpec, path: Path, limit: int) -> bytes:

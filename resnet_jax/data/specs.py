@@ -41,7 +41,9 @@ class DatasetSpec:
 
     files: in the order train images, train labels, test images, test labels (idx), or one archive (cifar10).
     digests: None if no digest of the content is known; then only files with the registered sha256 are accepted.
-    mean_std: of all official training images scaled to [0, 1]; None if nobody measured them here.
+    mean_std: mean and deviation of all official training images scaled to [0, 1]: one number, or one per channel.
+    None: they are measured when a run needs them.
+    unread: names of other forms of the same data that are not read, because they are pickled or have no known digest.
     debian_dir, debian_package: where Debian installs the same files, recompressed.
     digest_hint: what an unexpected digest may mean, for the error message.
     """
@@ -55,7 +57,8 @@ class DatasetSpec:
     files: tuple[SourceFile, ...]
     layout: Literal["idx", "cifar10"]
     digests: Digests | None = None
-    mean_std: tuple[float, float] | None = None
+    mean_std: tuple[float | tuple[float, ...], float | tuple[float, ...]] | None = None
+    unread: tuple[str, ...] = ()
     debian_dir: str | None = None
     debian_package: str | None = None
     digest_hint: str = ""
@@ -63,6 +66,15 @@ class DatasetSpec:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def channel_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """mean_std with a number for each channel."""
+        if self.mean_std is None:
+            return None
+        channels = self.image_shape[-1]
+        mean, std = (value if isinstance(value, tuple) else (value,) * channels for value in self.mean_std)
+        return mean, std
 
 
 def idx_header(shape: tuple[int, ...]) -> bytes:
@@ -171,6 +183,13 @@ DATASETS: dict[str, DatasetSpec] = {
                 ),
             ),
             layout="idx",
+            digests=Digests(
+                "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+                "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+            ),
+            mean_std=(0.1307, 0.3081),
         ),
         DatasetSpec(
             name="kmnist",
@@ -202,6 +221,7 @@ DATASETS: dict[str, DatasetSpec] = {
                 ),
             ),
             layout="idx",
+            mean_std=(0.1918, 0.3483),
         ),
         DatasetSpec(
             name="cifar10",
@@ -229,6 +249,16 @@ DATASETS: dict[str, DatasetSpec] = {
                 ),
             ),
             layout="cifar10",
+            mean_std=((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+            unread=("cifar-10-python.tar.gz", "cifar-10-batches-py", "cifar-10-batches-bin"),
         ),
     )
 }
+
+
+def owner_of(sha256: str) -> str | None:
+    """The named data set that has a file, packed or unpacked, of this SHA-256 digest; None if no table has it."""
+    for spec in DATASETS.values():
+        if sha256 in (*(file.sha256 for file in spec.files), *(spec.digests or ())):
+            return spec.name
+    return None

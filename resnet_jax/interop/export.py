@@ -24,6 +24,9 @@ def export_program(
 
         exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         probabilities = exported.call(images)
+
+    jax.export by hand refuses a network with the native kernels: they have no compatibility guarantee. A later version
+    of jax reads the file for 6 months after this version's release: export again from the run's folder after that.
     """
     path = Path(path)
     (batch,) = export.symbolic_shape("batch")

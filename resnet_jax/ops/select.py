@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.cores import cpu_count
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.ops.varying import vary_alike
 
@@ -25,8 +26,11 @@ def native_problem() -> str | None:
         import resnet_jax_onednn
     except ImportError as error:
         return f"resnet_jax_onednn is not installed ({error}); build it with: make native"
+    if not hasattr(resnet_jax_onednn, "limit_threads"):
+        return "resnet_jax_onednn is of an older version; rebuild it with: make native"
     try:
         resnet_jax_onednn.register()
+        resnet_jax_onednn.limit_threads(cpu_count())
     except resnet_jax_onednn.LoadError as error:
         return f"resnet_jax_onednn does not load ({error}); rebuild it with: make native"
     return None

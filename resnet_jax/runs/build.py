@@ -53,7 +53,7 @@ def named_info(config: DataConfig) -> DataInfo:
     """Of a named data set, from the table: nothing is read. num_train: an upper bound if a share is held out."""
     spec = DATASETS[config.dataset]
     num_train = config.train_images or spec.num_train - (int(config.validation) if config.validation >= 1 else 0)
-    mean, std = ((value,) for value in spec.mean_std) if spec.mean_std else (None, None)
+    mean, std = spec.channel_mean_std or (None, None)
     return DataInfo(spec.name, spec.class_names, spec.image_shape, num_train, mean, std)
 
 

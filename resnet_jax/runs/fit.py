@@ -61,9 +61,8 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)
     build.check_stopping(config, dataset)
-    if config.run.compile_cache:
-        hardware.use_compile_cache()
-    with rundir.hold(run_dir), kept_checkpoints(run_dir) as checkpoints:
+    cache = hardware.compile_cache(config.run.compile_cache)
+    with cache, rundir.hold(run_dir), kept_checkpoints(run_dir) as checkpoints:
         arch, latest = latest_arch(config, checkpoints), checkpoints.latest()
         axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
         growth, signals = build.make_growth(config, arch, info, devices, axis_name), StopSignals()

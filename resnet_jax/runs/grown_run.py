@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import glob
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, arch_from_dict
@@ -24,7 +26,7 @@ from resnet_jax.runs.config import Config, from_dict
 from resnet_jax.runs.recording import check_epochs, progress_of
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.metrics import Row, Sums
-from resnet_jax.training.parallel import Device
+from resnet_jax.training.parallel import local_devices, pick_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ def grow_run(
         raise ConfigError(f"--out {out} is inside {run_dir}, which does not change; give another folder")
     if blocks < 1:
         raise ConfigError(f"--blocks {blocks} must be at least 1")
+    local_devices()  # raises before Orbax, which would wait for the other processes
     with Checkpoints(Path(run_dir), read_only=True) as checkpoints:
         step = checkpoints.existing(checkpoints.latest())
         meta = checkpoints.restore_meta(step)
@@ -90,7 +93,7 @@ def grow_run(
 
 def shapes(config: Config, arch: Arch, info: DataInfo, dtype: str) -> Any:
     """The TrainState of a run as shapes."""
-    devices: list[Device] = jax.local_devices()[:1]
+    devices = pick_devices(1)
     model = make_model(config, arch, info, dtype)
     program = make_trainer(config, info, devices).make_program(model, info.image_shape, devices)
     return jax.eval_shape(program.initial_state)
@@ -114,14 +117,17 @@ def new_config(old: Config, out: Path, epochs: int, history: list[Row], sums: Su
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which is renamed to path at the end; after an error it is removed."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    remove_abandoned(path)
+    """A folder to write to, which is renamed to path at the end; after an error it is removed.
+
+    Its random name belongs to this process alone. Unfinished folders of other processes are reported and kept.
+    """
+    report_unfinished(path)
+    part = path.with_name(f".{path.name}.part-{secrets.token_hex(8)}")
     made = [folder for folder in part.parents if not folder.exists()]
     try:
         part.mkdir(parents=True)
         # after an interruption Orbax's threads continue to write until the interpreter joins them
-        atexit.register(shutil.rmtree, part, ignore_errors=True)
+        atexit.register(remove_own, part, os.getpid())
         yield part
         os.replace(part, path)
         made = []
@@ -134,19 +140,13 @@ def new_folder(path: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def remove_abandoned(path: Path) -> None:
-    """Remove the unfinished folders that killed processes have left."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
-        pid = part.name.rpartition("-")[2]
-        if pid.isdigit() and not _lives(int(pid)):
-            shutil.rmtree(part, ignore_errors=True)
+def remove_own(part: Path, pid: int) -> None:
+    """Remove an unfinished folder in the process that made it; its forks do nothing."""
+    if os.getpid() == pid:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0 checks, and sends nothing
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True  # it belongs to another user
-    return True
+def report_unfinished(path: Path) -> None:
+    """Name the unfinished folders beside path. Their processes may run on another host, or in another container."""
+    for part in sorted(path.parent.glob(f".{glob.escape(path.name)}.part-*")):
+        tqdm.write(f"{part} is unfinished, from another process; it stays there, delete it if that process has ended")

@@ -1,15 +1,21 @@
 """What a run finds on its machine: precision, kernels, the cache of compiled programs."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from jax import numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
+from tqdm import tqdm
 
 from resnet_jax import ops
+from resnet_jax.cores import cpu_count
 from resnet_jax.models.layers import Dtype
 from resnet_jax.training.parallel import Device
 
+CACHE_DIR, CACHE_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
@@ -37,15 +43,43 @@ def describe(devices: list[Device], dtype: Dtype) -> str:
     where = f"{device.platform}: {len(devices)} x {device.device_kind}, {jnp.dtype(dtype).name}"
     if device.platform != "cpu":
         return where
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # Linux has it
     kernels = "oneDNN" if ops.native_chosen() else "XLA"
-    return f"{where}, {cores} cores, {kernels} kernels"
+    return f"{where}, {cpu_count()} cores, {kernels} kernels"
 
 
-def use_compile_cache() -> None:
-    """Keep every compiled program on disk for the next run, unless the user has configured a cache."""
-    if jax.config.values["jax_compilation_cache_dir"]:
+@contextlib.contextmanager
+def compile_cache(wanted: bool = True) -> Iterator[None]:
+    """Keep programs that are compiled inside the with block on disk for the next run, in ~/.cache/resnet_jax.
+
+    Afterwards jax's settings are as before. A cache that the user has configured stays as it is. A folder that cannot
+    be written to is reported, and nothing is kept.
+    """
+    folder = cache_folder() if wanted and not jax.config.values[CACHE_DIR] else None
+    if folder is None:
+        yield
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(home / "resnet_jax"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    before = {name: jax.config.values[name] for name in (CACHE_DIR, CACHE_SECONDS)}
+    compilation_cache.reset_cache()  # jax opens its cache once: without this, an earlier one would stay in use
+    jax.config.update(CACHE_DIR, folder)
+    jax.config.update(CACHE_SECONDS, 0.0)
+    try:
+        yield
+    finally:
+        if jax.config.values[CACHE_DIR] == folder:  # not if a callback has configured a cache of its own
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
+def cache_folder() -> str | None:
+    """The folder for compiled programs, which is made if it does not exist; None, and a line, if it is not writable."""
+    folder = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "resnet_jax")
+    reason = "the home folder is unknown"
+    if not folder.startswith("~"):
+        reason = f"{folder} cannot be written to"
+        with contextlib.suppress(OSError):
+            os.makedirs(folder, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return folder
+    tqdm.write(f"compiled programs are not kept: {reason}; XDG_CACHE_HOME names another folder for caches")
+    return None

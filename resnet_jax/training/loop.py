@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.training.events import notify, started
+from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.metrics import Row, Sums, check_finite
 from resnet_jax.training.parallel import Device, replicate, shard
 from resnet_jax.training.program import Program
@@ -100,8 +101,8 @@ class Loop:
 
 
 def run(loop: Loop, callbacks: list[Any]) -> None:
-    """Train until all epochs are done or a callback stops the fit."""
-    with started(callbacks, loop):
+    """Train until all epochs are done or a callback stops the fit. TrainingError if the memory does not suffice."""
+    with enough_memory(), started(callbacks, loop):
         while not loop.finished and loop.stopping is None:
             train_epoch(loop, callbacks)
             if loop.position < loop.steps:  # stopped inside the epoch

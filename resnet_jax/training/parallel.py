@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, one_line
 from resnet_jax.ops.varying import axes_of, vary_over
 
 AXIS = "batch"
@@ -26,17 +26,37 @@ STEPS_PER_CALL = 32  # on accelerators, where a call would otherwise take as lon
 
 def pick_devices(asked: int | Sequence[Device]) -> list[Device]:
     """The devices of a list, or the first `asked` of this process, all for 0; ConfigError if there are fewer."""
+    devices = local_devices()
     if not isinstance(asked, int):
         if not asked:
             raise ConfigError("devices: the list is empty; give at least one device, or 0 for all")
         return list(asked)
-    devices = jax.local_devices()
     if not 0 <= asked <= len(devices):
         raise ConfigError(
             f"devices (--devices) {asked}: this process has {len(devices)} ({devices[0].device_kind}); "
             f"use 1 to {len(devices)}, or 0 for all"
         )
     return devices[: asked or len(devices)]
+
+
+def local_devices() -> list[Device]:
+    """The devices of this process; ConfigError if JAX cannot start them, or if there are several processes."""
+    platforms = jax.config.jax_platforms
+    try:
+        devices = jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # JAX raises an empty AssertionError for a missing "cuda"
+        asked = f"JAX_PLATFORMS={platforms}: " if platforms else ""
+        reason = "no such device" if isinstance(error, AssertionError) else one_line(error)
+        raise ConfigError(
+            f"{asked}JAX cannot start this machine's devices ({reason}); set JAX_PLATFORMS=cpu to use the CPU, or "
+            "install JAX for the device"
+        ) from error
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"jax.process_count() is {jax.process_count()}: training in several processes is not supported; start one "
+            "process, which uses all devices of its machine, and do not call jax.distributed.initialize"
+        )
+    return devices
 
 
 def pick_steps_per_call(asked: int, device: Device) -> int:

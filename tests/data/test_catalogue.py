@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import os
 import shutil
 import subprocess
@@ -227,6 +228,26 @@ def test_damaged_prepared_data(damaged, case):
     with pytest.raises(DataError, match=rf"{folder} is damaged \(.*\); delete that folder") as caught:
         obtain(SPEC, data_dir, None, print)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_good_data_that_cannot_be_read_just_now_is_not_called_damaged(prepared, monkeypatch, number):
+    def refuse(*_: object, **__: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(DataError, match=rf"cannot be read \({os.strerror(number)}\); it may be good"):
+        obtain(SPEC, prepared, None, print)
+
+
+@pytest.mark.parametrize("error", [MemoryError, ImportError])
+def test_errors_that_say_nothing_about_the_data_pass(prepared, monkeypatch, error):
+    def refuse(*_: object, **__: object) -> str:
+        raise error
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(error):
+        obtain(SPEC, prepared, None, print)
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["digests of the table", "digests recorded"])

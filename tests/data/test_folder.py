@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -274,15 +275,19 @@ def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch):
     assert not list((tmp_path / "cache").glob("*/*"))
 
 
-def test_what_a_killed_process_left_is_removed_after_an_hour(folder, tmp_path):
+def test_what_a_killed_process_left_is_removed_after_an_hour(folder, tmp_path, monkeypatch):
     read(folder, cache_dir=tmp_path / "cache")
     (place,) = (tmp_path / "cache").iterdir()
     for name, age in (("part-old", 7200), ("part-new", 0)):
         (place / name).mkdir()
         os.utime(place / name, ns=(0, (place / name).stat().st_mtime_ns - age * 10**9))
+    (place / "part-busy").mkdir()  # of another process, which still writes
+    (place / "part-busy" / "images.npy").touch()
+    os.utime(place / "part-busy", ns=(0, 0))
     touch(folder / "ant" / "00.png")
+    monkeypatch.setattr(time, "time", lambda: 0.0)  # a host whose clock is wrong
     read(folder, cache_dir=tmp_path / "cache")
-    assert {path.name for path in place.glob("part-*")} == {"part-new"}
+    assert {path.name for path in place.glob("part-*")} == {"part-new", "part-busy"}
 
 
 def test_two_processes_at_once(folder, tmp_path):
@@ -467,3 +472,15 @@ def test_the_bar_and_the_lines_go_where_they_should(folder, capfd, monkeypatch):
     assert "decoding pictures" in err
     from_folder(folder, progress=False, log=lambda line: None)
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_home_folder_the_pictures_are_not_kept(folder, monkeypatch):
+    """Issue 11, case 18: a user without HOME and without an entry in the system's list of users."""
+    monkeypatch.setattr(os.path, "expanduser", lambda path: os.fspath(path))
+    lines: list[str] = []
+    expected = read(folder, cache_dir=folder.parent / "cache")
+    data = read(folder, lines)
+    assert data.digest == expected.digest
+    assert any("not kept, because the home folder is unknown" in line for line in lines)
+    with pytest.raises(DataError, match="cache_dir ~/cache: the home folder is unknown"):
+        read(folder, cache_dir="~/cache")

@@ -1,4 +1,4 @@
-"""Every test of training finds the made data set, prepared, and a cache of compiled programs that all runs share."""
+"""Every test of training finds the made data set, prepared, and a folder for caches."""
 
 from pathlib import Path
 
@@ -6,7 +6,6 @@ import made
 import pytest
 
 from resnet_jax.data import builders
-from resnet_jax.runs.hardware import use_compile_cache
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +18,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """$XDG_CACHE_HOME: jax opens one compile cache a process, so it is the same for all tests."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        use_compile_cache()
-    return folder
+    """$XDG_CACHE_HOME, the same for all tests."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(autouse=True)

@@ -144,10 +144,69 @@ def test_threads_follow_the_affinity():
         with ops.cpu_kernels("onednn"):
             x, w = jnp.ones((8, 24, 24, 64)), jnp.ones((3, 3, 64, 64))
             compiled = jax.jit(ops.conv).lower(x, w).compile()
-        with ops.cpu_kernels("xla"):
-            jax.jit(ops.conv)(x, w).block_until_ready()
-        before = len(os.listdir("/proc/self/task"))
+        jax.jit(lambda x: x + 1)(x).block_until_ready()  # XLA's own threads; ops.conv would come from jax's cache
+        before = set(os.listdir("/proc/self/task"))
         compiled(x, w).block_until_ready()
-        print("started", len(os.listdir("/proc/self/task")) - before)
+        print("started", len(set(os.listdir("/proc/self/task")) - before))
     """
     assert "started 0" in python(code)
+
+
+THREADS = """
+    import os, sys, threading
+    import jax, jax.numpy as jnp, numpy as np; from resnet_jax import ops
+    operands = jnp.ones((8, 24, 24, 64)), jnp.ones((3, 3, 64, 64))
+    with ops.cpu_kernels("onednn"):
+        compiled = jax.jit(ops.conv).lower(*operands).compile()
+    def tasks():
+        return set(os.listdir("/proc/self/task"))
+    def call():
+        outputs.append(np.asarray(compiled(*operands)))
+        barrier.wait()  # so that all threads live at the same time
+    outputs, before = [np.asarray(compiled(*operands))], tasks()
+    barrier = threading.Barrier(7)
+    threads = [threading.Thread(target=call) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    while len(outputs) < 7:
+        pass
+    print("team threads", len(tasks() - before) - 6)
+    barrier.wait()
+    print("equal", all((output == outputs[0]).all() for output in outputs))
+"""
+
+
+def test_all_calling_threads_share_one_team():
+    """Issue 11, case 24. Each thread used to start a team of its own."""
+    output = python(THREADS)
+    assert "team threads 0" in output
+    assert "equal True" in output
+
+
+@pytest.mark.parametrize(
+    ("environment", "cores", "threads"), [({}, 1, 0), ({}, 2, 2), ({"OMP_NUM_THREADS": "2"}, 1, 2)]
+)
+def test_the_quota_limits_the_team_and_the_user_comes_before_it(environment, cores, threads):
+    """One core needs no team. Two need the thread that owns the team, and one worker."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("this machine has one core")
+    code = f"""
+        import os
+        from resnet_jax.ops import select
+        select.cpu_count = lambda: {cores}
+        import jax, jax.numpy as jnp; from resnet_jax import ops
+        with ops.cpu_kernels("onednn"):
+            x, w = jnp.ones((8, 24, 24, 64)), jnp.ones((3, 3, 64, 64))
+            compiled = jax.jit(ops.conv).lower(x, w).compile()
+        jax.jit(lambda x: x + 1)(x).block_until_ready()
+        before = set(os.listdir("/proc/self/task"))
+        compiled(x, w).block_until_ready()
+        print("started", len(set(os.listdir("/proc/self/task")) - before))
+    """
+    assert f"started {threads}" in python(code, **environment)
+
+
+def test_a_build_of_an_older_version_is_one_line_and_the_xla_way():
+    output = python("import resnet_jax_onednn as n; del n.limit_threads\n" + textwrap.dedent(TRY))
+    assert len(said(output)) == 1
+    assert "older version; rebuild it with: make native" in output

@@ -37,6 +37,7 @@ from resnet_jax.models.growth import moved
 from resnet_jax.runs import OptimConfig, grow_run
 from resnet_jax.runs.build import make_optimizer, make_schedule
 from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.grown_run import remove_own
 from resnet_jax.runs.rundir import check_same_run, read_config
 from resnet_jax.training import loop
 from resnet_jax.training.growth import grow_state
@@ -386,13 +387,29 @@ def test_nothing_is_left_of_a_checkpoint_that_cannot_be_written(short, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_removed(short, tmp_path):
-    """By the next one that makes the same folder, and no other folder."""
-    others = [".grown.part-1", ".grown2.part-999999999", ".grown.part-a"]  # process 1 lives
-    for name in (".grown.part-999999999", *others):
+def test_unfinished_folders_of_other_processes_stay(short, tmp_path, capsys):
+    """Issue 11, case 26: the pid of a process on another host or in another container looks dead here."""
+    others = [".grown.part-999999999", ".grown.part-1", ".grown.part-0123456789abcdef", ".grown2.part-999999999"]
+    for name in others:
         (tmp_path / name / "checkpoints").mkdir(parents=True)
+        (tmp_path / name / "checkpoints" / "half").write_text(name)
+    before = made.snapshot(tmp_path)
     grow_run(short, tmp_path / "grown", stage=2)
+    after = made.snapshot(tmp_path)
+    assert {path: content for path, content in after.items() if path in before} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "grown"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if "unfinished" in line] == [
+        str(tmp_path / name) for name in sorted(others[:3])
+    ]
+
+
+def test_a_fork_does_not_remove_the_folder_of_its_parent(tmp_path):
+    (tmp_path / "part").mkdir()
+    remove_own(tmp_path / "part", os.getpid() + 1)
+    assert (tmp_path / "part").is_dir()
+    remove_own(tmp_path / "part", os.getpid())
+    assert not (tmp_path / "part").exists()
 
 
 def test_nothing_is_left_when_it_is_terminated(short, tmp_path, monkeypatch):

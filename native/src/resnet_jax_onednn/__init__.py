@@ -1,7 +1,7 @@
 """The C++ part of resnet_jax.ops: loads the library and registers its operations with XLA.
 
 The import does nothing. `register()` loads the library; if that fails, it raises `LoadError` with the reason
-in one line.
+in one line. `limit_threads()` limits the threads of every operation.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax.ffi
 
-__all__ = ["TARGETS", "LoadError", "register"]
+__all__ = ["TARGETS", "LoadError", "limit_threads", "register"]
 
 TARGETS = (
     "resnet_jax_conv_forward",
@@ -48,13 +48,27 @@ def library() -> Path:
 
 
 @functools.cache
+def _load() -> ctypes.CDLL:
+    # Loaded by path first: our library needs "libdnnl.so.3" and then finds it loaded.
+    ctypes.CDLL(str(_libdnnl()))
+    return ctypes.CDLL(str(library()))
+
+
+@functools.cache
 def register() -> None:
     """Load oneDNN and the library, and register every operation for the CPU platform; once per process."""
     try:
-        # Loaded by path first: our library needs "libdnnl.so.3" and then finds it loaded.
-        ctypes.CDLL(str(_libdnnl()))
-        lib = ctypes.CDLL(str(library()))
+        lib = _load()
         for target in TARGETS:
             jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(getattr(lib, target)), platform="cpu")
+        lib.resnet_jax_limit_threads.argtypes = [ctypes.c_int]
     except (OSError, AttributeError, metadata.PackageNotFoundError, RuntimeError, ValueError) as error:
         raise LoadError(str(error).replace("\n", " ")) from error
+
+
+def limit_threads(threads: int) -> None:
+    """Use at most so many threads for an operation, from 1. Without a limit it is the affinity of the calling thread.
+
+    The environment variable OMP_NUM_THREADS comes before it. Call register() first.
+    """
+    _load().resnet_jax_limit_threads(threads)

@@ -1,0 +1,107 @@
+"""A lack of memory and of devices, as the Trainer reports it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import numpy as jnp
+
+import resnet_jax
+from resnet_jax.errors import ConfigError, TrainingError
+from resnet_jax.training.memory import enough_memory
+from resnet_jax.training.parallel import pick_devices
+from resnet_jax.training.trainer import Trainer
+
+IMAGES = np.arange(8 * 4 * 4, dtype=np.uint8).reshape(8, 4, 4, 1)
+DATA: Any = resnet_jax.data.from_arrays(IMAGES, np.arange(8, dtype=np.int32) % 2)
+
+
+class Tiny(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(2)(x.reshape(len(x), -1))
+
+
+def huge(logits, labels):
+    """A loss that needs 4 petabytes."""
+    numbers = jnp.zeros((1 << 20, 1 << 20, 1 << 10)).at[0, 0, labels[0]].add(logits[0, 0])
+    return jnp.zeros(len(labels)) + jnp.sort(numbers)[0, 0, 0]
+
+
+def trainer(**changes) -> Trainer:
+    return Trainer(**{"max_epochs": 1, "batch_size": 4, "devices": 1, "progress": False, **changes})
+
+
+def test_a_device_without_enough_memory():
+    """Issue 11, case 18: XLA's own error for an array that no machine holds."""
+    with pytest.raises(
+        TrainingError, match=r"the device has too little memory \(.*smaller batch_size.*--remat"
+    ) as caught:
+        trainer(loss=huge).fit(Tiny(), DATA)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, jax.errors.JaxRuntimeError)
+
+
+class Takes:
+    """A callback that takes more memory than the machine has."""
+
+    def on_step_end(self, loop):
+        np.empty(1 << 60, np.uint8)
+
+
+def test_a_host_without_enough_memory():
+    with pytest.raises(TrainingError, match=r"this machine has too little memory \(Unable to allocate") as caught:
+        trainer(callbacks=[Takes()]).fit(Tiny(), DATA)
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."), TrainingError),
+        (jax.errors.JaxRuntimeError("INTERNAL: RESOURCE_EXHAUSTED was not the reason"), jax.errors.JaxRuntimeError),
+        (RuntimeError("RESOURCE_EXHAUSTED: of another library"), RuntimeError),
+        (MemoryError(), TrainingError),
+        (ValueError("out of memory"), ValueError),
+    ],
+)
+def test_the_type_and_the_status_code_decide(error, expected):
+    with pytest.raises(expected) as caught, enough_memory():
+        raise error
+    assert type(caught.value) is expected
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (AssertionError(), "no such device"),  # of JAX_PLATFORMS=cuda without CUDA's plugin
+        (RuntimeError("Unable to initialize backend 'tpu': INTERNAL"), "Unable to initialize backend 'tpu': INTERNAL"),
+    ],
+)
+def test_devices_that_jax_cannot_start(monkeypatch, error, reason):
+    def fails():
+        raise error
+
+    monkeypatch.setattr(jax, "local_devices", fails)
+    message = rf"JAX_PLATFORMS=cpu: JAX cannot start this machine's devices \({reason}\); set JAX_PLATFORMS=cpu"
+    for call in (lambda: pick_devices(0), lambda: trainer(devices=0).fit(Tiny(), DATA)):
+        with pytest.raises(ConfigError, match=message):
+            call()
+
+
+def test_several_processes_are_refused(monkeypatch, tmp_path):
+    """Issue 11, case 21, with any choice of devices. Nothing is written."""
+    devices = jax.local_devices()
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for chosen in (0, 1, devices[:2]):
+        with pytest.raises(
+            ConfigError, match=r"process_count\(\) is 2: training in several processes is not supported"
+        ):
+            trainer(devices=chosen).fit(Tiny(), DATA)
+    with pytest.raises(ConfigError, match="several processes"):
+        resnet_jax.Trainer(run_dir=tmp_path / "run", batch_size=4).fit(Tiny(), DATA)
+    with pytest.raises(ConfigError, match="several processes"):
+        trainer().evaluate(Tiny(), {}, DATA.train)
+    assert list(tmp_path.iterdir()) == []
