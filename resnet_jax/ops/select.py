@@ -1,6 +1,7 @@
 """The choice of implementation: oneDNN, XLA's fast forms for a CPU, or the plain operations."""
 
 import contextlib
+import ctypes
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from resnet_jax.ops.varying import vary_alike
 
 log = logging.getLogger(__name__)
 
+AVX512, AVX512_BF16 = 0x27, 0xE7  # dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx512_core_bf16
 CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
@@ -30,6 +32,20 @@ def native_problem() -> str | None:
     except resnet_jax_onednn.LoadError as error:
         return f"resnet_jax_onednn does not load ({error}); rebuild it with: make native"
     return None
+
+
+@functools.cache
+def native_bfloat16() -> str:
+    """How oneDNN computes convolutions in bfloat16 here: "fast", "slow" (in float32 inside), or "" if it has none.
+
+    oneDNN itself says which instruction sets it uses: those of the CPU, up to ONEDNN_MAX_CPU_ISA.
+    """
+    if native_problem() is not None:
+        return ""
+    isa = ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; the values are those of dnnl.h
+    if isa & AVX512_BF16 == AVX512_BF16:
+        return "fast"
+    return "slow" if isa & AVX512 == AVX512 else ""
 
 
 def native_available() -> bool:
