@@ -95,12 +95,11 @@ def _read(checkpoints: Checkpoints, step: int, model: nn.Module | None) -> Predi
     """The predictor of one checkpoint."""
     meta = checkpoints.restore_meta(step)
     own = "trainer" in meta
+    folder = checkpoints.run_dir
     if own and model is None:
-        raise CheckpointError(
-            f"{checkpoints.run_dir}: a Trainer made this run; pass its model too: load(folder, model)"
-        )
+        raise CheckpointError(f"{folder}: a Trainer made this run; pass its model too: load(folder, model)")
     if model is not None and not own:
-        raise CheckpointError(f"{checkpoints.run_dir}: train.py made this run, which says its network; pass no model")
+        raise CheckpointError(f"{folder}: train.py made this run and keeps its network; call load without a model")
     with understood(checkpoints.path(step), meta):
         network, info, preprocess, arch, config = _of_trainer(meta, model) if own else _of_config(meta)
     shape = (*(preprocess.image_size or info.image_shape[:2]), info.image_shape[-1])

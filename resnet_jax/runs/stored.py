@@ -193,6 +193,8 @@ def _reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
+    except UserError:
+        raise
     except (ValueError, KeyError, FileNotFoundError) as error:  # of JSON, TensorStore and Orbax
         if not path.exists():
             raise CheckpointError(f"{path} is gone; if the run is being trained just now, try again") from error
@@ -204,7 +206,9 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         raise Damaged(path, one_line(error)) from error
     except OSError as error:
-        raise _unreadable(path, error.strerror or one_line(error)) from error
+        if error.errno is None:  # a time-out of the coordination between processes
+            raise
+        raise _unreadable(path, os.strerror(error.errno)) from error
 
 
 def _unreadable(path: Path, reason: str) -> CheckpointError:
