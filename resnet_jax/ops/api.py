@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from resnet_jax.ops import native, plain, xla_cpu
-from resnet_jax.ops.select import by_platform, native_bfloat16
+from resnet_jax.ops.select import by_platform, native_convolves
 
 Pair = tuple[int, ...]  # two numbers, for H and W
 Padding = tuple[Pair, ...]
@@ -17,11 +17,6 @@ NO_PADDING: Padding = ((0, 0), (0, 0))
 def _native_takes(x: Array, *others: Array | None) -> bool:
     """The native kernels support non-empty float32 and bfloat16 images."""
     return x.dtype in (jnp.float32, jnp.bfloat16) and all(a is None or a.size > 0 for a in (x, *others))
-
-
-def _native_convolves(x: Array, kernel: Array) -> bool:
-    """oneDNN has no bfloat16 convolution for CPUs without AVX-512."""
-    return _native_takes(x, kernel) and (x.dtype != jnp.bfloat16 or bool(native_bfloat16()))
 
 
 def _float32(*parameters: Array) -> bool:
@@ -70,7 +65,7 @@ def conv(
     _check_window("conv", x, kernel.shape[:2], strides, padding)
     how = (tuple(strides), tuple(map(tuple, padding)), groups)
     return by_platform(
-        partial(native.conv, *how) if _native_convolves(x, kernel) else None,
+        partial(native.conv, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
         partial(xla_cpu.conv, *how),
         partial(plain.conv, *how),
         x,

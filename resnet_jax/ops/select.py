@@ -87,7 +87,7 @@ def cpu_kernels(choice: str) -> Iterator[None]:
 
 @functools.cache
 def _say_once(problem: str) -> None:
-    log.warning("CPU kernels: XLA, as %s", problem)
+    log.warning("CPU kernels: XLA%s", problem)
 
 
 def native_chosen() -> bool:
@@ -96,8 +96,17 @@ def native_chosen() -> bool:
         return False
     problem = native_problem()
     if problem is not None and jax.default_backend() == "cpu":
-        _say_once(problem)
+        _say_once(f", as {problem}")
     return problem is None
+
+
+def native_convolves(dtype: Any) -> bool:
+    """Whether oneDNN has a convolution of that dtype; a warning in the log says once that it has none for bfloat16."""
+    if dtype != jnp.bfloat16 or native_bfloat16():
+        return True
+    if native_chosen() and jax.default_backend() == "cpu":
+        _say_once(" for bfloat16 convolutions, as oneDNN has none on this CPU")
+    return False
 
 
 def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, x: jax.Array, *others: Any) -> Any:

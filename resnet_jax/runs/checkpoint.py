@@ -104,7 +104,8 @@ class Checkpoints:
                 damaged.append(error)
                 continue
             for error in damaged:
-                tqdm.write(f"{error}; using the one of step {step}")
+                if error.path.exists():  # a run that is being trained removes its old checkpoints
+                    tqdm.write(f"{error}; using the one of step {step}")
             return result
         raise self._none_good(damaged)
 
@@ -117,6 +118,8 @@ class Checkpoints:
         return step
 
     def _none_good(self, damaged: list[Damaged]) -> CheckpointError:
+        if gone := [error.path for error in damaged if not error.path.exists()]:
+            return CheckpointError(f"{gone[0]} is gone; if the run is being trained just now, try again")
         if len(damaged) == 1:
             return CheckpointError(f"{damaged[0]}; the run has no other one")
         if damaged:

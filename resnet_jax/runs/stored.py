@@ -196,8 +196,6 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, KeyError, FileNotFoundError) as error:  # of JSON, TensorStore and Orbax
-        if not path.exists():
-            raise CheckpointError(f"{path} is gone; if the run is being trained just now, try again") from error
         text = str(error)
         number = re.search(r"os_error_code='(\d+)'", text)  # TensorStore's, at the end of a long ValueError
         if number and int(number[1]) not in (errno.ENOENT, errno.ENOTDIR):

@@ -347,3 +347,18 @@ def test_a_meta_of_another_version_is_not_damaged(tmp_path):
         meta["arch"]
     with pytest.raises(Damaged, match="meta has no 'arch'"), stored.understood(tmp_path, meta):
         meta["arch"]
+
+
+def test_a_checkpoint_that_is_removed_while_it_is_read(tmp_path, capsys):
+    """By the process that trains the run: that is no damage."""
+    save(tmp_path, (1, 0.9), (2, 0.5))
+    checkpoints = Checkpoints(tmp_path, read_only=True)
+
+    def read(step: int) -> dict[str, Any]:
+        shutil.rmtree(checkpoints.path(1), ignore_errors=True)
+        return checkpoints.restore_meta(step)
+
+    assert checkpoints.first_good(checkpoints.ranked(), read)["step"] == 2
+    assert capsys.readouterr().out == ""
+    with pytest.raises(CheckpointError, match="1 is gone; if the run is being trained just now, try again"):
+        checkpoints.first_good([1], read)
