@@ -197,7 +197,7 @@ def test_a_folder_that_another_process_trains_into(capsys, made_dir, tmp_path):
 
 
 def test_a_damaged_checkpoint(capsys, finished, tmp_path):
-    """Every file of the latest one empty: the line names it."""
+    """The meta of each one is empty: the line names the latest. No run is started from step 0."""
     latest = max((finished / "checkpoints").iterdir(), key=lambda path: int(path.name))
     copy = tmp_path / "run"
     for name, content in made.snapshot(finished).items():
@@ -206,10 +206,11 @@ def test_a_damaged_checkpoint(capsys, finished, tmp_path):
             path.mkdir(parents=True)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"" if latest / "meta" in Path(name).parents else content)
+            path.write_bytes(b"" if "meta" in Path(name).parts else content)
     assert cli.main(["--resume", "--run-dir", str(copy), "--epochs", "3"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"train.py: {copy}/checkpoints/{latest.name}: the checkpoint is damaged")
+    assert line.endswith("and the run has no good one")
 
 
 # --- the ways out

@@ -90,9 +90,9 @@ def test_only_one_file_names_pmap():
     assert {module for module, tree in TREES.items() if "pmap" in names(tree)} == {"resnet_jax.training.parallel"}
 
 
-def test_only_checkpoint_names_orbax():
+def test_only_the_files_of_checkpoints_name_orbax():
     users = {module for module, tree in TREES.items() if any(name.startswith("orbax") for name in imported(tree))}
-    assert users == {"resnet_jax.runs.checkpoint"}
+    assert users == {"resnet_jax.runs.checkpoint", "resnet_jax.runs.stored"}
 
 
 def test_only_the_data_names_tensorflow_datasets():

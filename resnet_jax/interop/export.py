@@ -9,11 +9,13 @@ from jax import numpy as jnp
 
 from resnet_jax import ops
 from resnet_jax.errors import InteropError
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.whole_file import whole_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
+@without_x64()
 def export_program(
     predict: Callable[[jax.Array], jax.Array], image_shape: tuple[int, int, int], path: str | Path
 ) -> int:

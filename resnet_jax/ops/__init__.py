@@ -16,7 +16,7 @@ Hessian-vector products and gradients of gradients, choose "plain", on a GPU or 
 """
 
 from resnet_jax.ops.api import batch_norm, batch_norm_inference, batch_norm_relu_max_pool, conv, max_pool
-from resnet_jax.ops.select import cpu_kernels, native_available, native_chosen, use_cpu_kernels
+from resnet_jax.ops.select import cpu_kernels, native_available, native_bfloat16, native_chosen, use_cpu_kernels
 
 __all__ = [
     "batch_norm",
@@ -26,6 +26,7 @@ __all__ = [
     "cpu_kernels",
     "max_pool",
     "native_available",
+    "native_bfloat16",
     "native_chosen",
     "use_cpu_kernels",
 ]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from resnet_jax.ops import native, plain, xla_cpu
-from resnet_jax.ops.select import by_platform
+from resnet_jax.ops.select import by_platform, native_convolves
 
 Pair = tuple[int, ...]  # two numbers, for H and W
 Padding = tuple[Pair, ...]
@@ -65,7 +65,7 @@ def conv(
     _check_window("conv", x, kernel.shape[:2], strides, padding)
     how = (tuple(strides), tuple(map(tuple, padding)), groups)
     return by_platform(
-        partial(native.conv, *how) if _native_takes(x, kernel) else None,
+        partial(native.conv, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
         partial(xla_cpu.conv, *how),
         partial(plain.conv, *how),
         x,

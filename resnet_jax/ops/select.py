@@ -1,6 +1,7 @@
 """The choice of implementation: oneDNN, XLA's fast forms for a CPU, or the plain operations."""
 
 import contextlib
+import ctypes
 import functools
 import logging
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from resnet_jax.ops.varying import vary_alike
 
 log = logging.getLogger(__name__)
 
+AVX512, AVX512_BF16 = 0x27, 0xE7  # dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx512_core_bf16
 CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
@@ -34,6 +36,20 @@ def native_problem() -> str | None:
     except resnet_jax_onednn.LoadError as error:
         return f"resnet_jax_onednn does not load ({error}); rebuild it with: make native"
     return None
+
+
+@functools.cache
+def native_bfloat16() -> str:
+    """How oneDNN computes convolutions in bfloat16 here: "fast", "slow" (in float32 inside), or "" if it has none.
+
+    oneDNN itself says which instruction sets it uses: those of the CPU, up to ONEDNN_MAX_CPU_ISA.
+    """
+    if native_problem() is not None:
+        return ""
+    isa = ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; the values are those of dnnl.h
+    if isa & AVX512_BF16 == AVX512_BF16:
+        return "fast"
+    return "slow" if isa & AVX512 == AVX512 else ""
 
 
 def native_available() -> bool:
@@ -75,7 +91,7 @@ def cpu_kernels(choice: str) -> Iterator[None]:
 
 @functools.cache
 def _say_once(problem: str) -> None:
-    log.warning("CPU kernels: XLA, as %s", problem)
+    log.warning("CPU kernels: XLA%s", problem)
 
 
 def native_chosen() -> bool:
@@ -84,8 +100,17 @@ def native_chosen() -> bool:
         return False
     problem = native_problem()
     if problem is not None and jax.default_backend() == "cpu":
-        _say_once(problem)
+        _say_once(f", as {problem}")
     return problem is None
+
+
+def native_convolves(dtype: Any) -> bool:
+    """Whether oneDNN has a convolution of that dtype; a warning in the log says once that it has none for bfloat16."""
+    if dtype != jnp.bfloat16 or native_bfloat16():
+        return True
+    if native_chosen() and jax.default_backend() == "cpu":
+        _say_once(" for bfloat16 convolutions, as oneDNN has none on this CPU")
+    return False
 
 
 def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, x: jax.Array, *others: Any) -> Any:

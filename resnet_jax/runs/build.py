@@ -11,7 +11,7 @@ from tqdm import tqdm
 from resnet_jax import data
 from resnet_jax.data import DATASETS, Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, crop, flip, unchanged
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import Arch, ResNet, create_model, get_arch
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
@@ -51,7 +51,9 @@ class DataInfo:
 
 def named_info(config: DataConfig) -> DataInfo:
     """Of a named data set, from the table: nothing is read. num_train: an upper bound if a share is held out."""
-    spec = DATASETS[config.dataset]
+    spec = DATASETS.get(config.dataset)
+    if spec is None:
+        raise ConfigError(unknown("data set", config.dataset, DATASETS))
     num_train = config.train_images or spec.num_train - (int(config.validation) if config.validation >= 1 else 0)
     mean, std = spec.channel_mean_std or (None, None)
     return DataInfo(spec.name, spec.class_names, spec.image_shape, num_train, mean, std)

@@ -1,58 +1,53 @@
-"""Checkpoints of a run: the latest and the best. The only file that names Orbax.
-
-Each has the items params, batch_stats and opt_state, so that inference restores the first two alone, and meta, a JSON
-item. Orbax restores a flipped bit and casts a wrong dtype without an error. So meta holds the SHA-256 digest of every
-array, and restored arrays are checked against it.
-"""
+"""Checkpoints of a run: the latest two and the best. This file and stored.py are the only ones that name Orbax."""
 
 import contextlib
 import errno
-import hashlib
+import json
 import os
 import re
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
+from tqdm import tqdm
 
 from resnet_jax.errors import CheckpointError, one_line
+from resnet_jax.runs import stored
 from resnet_jax.runs.quiet import quiet
 from resnet_jax.runs.rundir import kept_in
+from resnet_jax.runs.stored import METRIC, Damaged, Meta, digests
 from resnet_jax.training.metrics import diverged
 from resnet_jax.training.parallel import PyTree
-from resnet_jax.training.state import TrainState
+from resnet_jax.training.state import PARAMS, STATISTICS, TrainState
+from resnet_jax.whole_file import whole_file
 
-METRIC = "validation_accuracy"  # never a test metric: the test set does not choose
-
-
-def digests(tree: PyTree) -> dict[str, str]:
-    """Path of each leaf -> sha256 of its dtype, shape and bytes."""
-    out = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.ascontiguousarray(leaf)
-        head = f"{array.dtype} {array.shape} ".encode()
-        out[jax.tree_util.keystr(path)] = hashlib.sha256(head + array.tobytes()).hexdigest()
-    return out
+KEPT = 2  # the latest ones, so that one that is damaged is not the only one
+SET_ASIDE = "damaged-"  # what the name of a damaged checkpoint begins with
+Result = TypeVar("Result")
 
 
 class Checkpoints:
     """The checkpoints in a run's folder. Use it as a context manager: leaving it waits for the last checkpoint.
 
+    Opened to train, the latest checkpoint is read as a whole. A damaged one is renamed, and the newest good one is
+    the latest. CheckpointError if none is good: nothing is renamed then. read_only: nothing is read or renamed here.
     Orbax writes in the background. If it fails, the next save or the end of the with block raises an OSError.
     """
 
     def __init__(self, run_dir: Path, *, read_only: bool = False):
         self.run_dir, self.folder = run_dir, run_dir.absolute() / "checkpoints"
+        self.manager: Any = None
         if read_only and not self.folder.is_dir():
             raise CheckpointError(f"{run_dir}: no run is kept there (it has no folder checkpoints/)")
         self._quiet = contextlib.ExitStack()
-        with quiet(), damage(self.folder / "*" / "metrics"):  # Orbax reads the metrics of all checkpoints
-            self.manager = ocp.CheckpointManager(self.folder, options=_options(read_only))
+        if not read_only:
+            with quiet():
+                self._set_aside()
+                self.manager = ocp.CheckpointManager(self.folder, options=_options())
 
     def __enter__(self) -> "Checkpoints":
         self._quiet.enter_context(quiet())
@@ -60,23 +55,109 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         with self._quiet, writing():
-            self.manager.close()  # waits for the last checkpoint
+            if self.manager is not None:
+                self.manager.close()  # waits for the last checkpoint
+
+    def path(self, step: int) -> Path:
+        """The folder of a checkpoint."""
+        return self.folder / str(step)
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints that are written, the latest first."""
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.iterdir() if path.is_dir()]
+        return sorted((int(name) for name in names if re.fullmatch(r"0|[1-9]\d*", name)), reverse=True)
 
     def latest(self) -> int | None:
         """The step of the latest checkpoint, or None."""
-        return self.manager.latest_step()
+        if self.manager is not None:
+            return self.manager.latest_step()  # it may be half written
+        return next(iter(self.steps()), None)
 
     def best(self) -> int | None:
         """The step of the checkpoint with the highest validation accuracy; the latest one without a validation part."""
-        best = self.manager.best_step()
-        measured = best is not None and METRIC in (self.manager.metrics(best) or {})
-        return best if measured else self.manager.latest_step()
+        return next(iter(self.ranked()), None)
 
-    def existing(self, step: int | None) -> int:
-        """The step itself; CheckpointError for None."""
-        if step is None:
-            raise CheckpointError(f"{self.folder.parent}: the run has no checkpoint yet")
+    def ranked(self) -> list[int]:
+        """All steps, the best first: by validation accuracy, then those without one; the later of two equal ones."""
+
+        def rank(step: int) -> tuple[float, int]:
+            try:
+                accuracy = stored.accuracy_of(self.restore_meta(step))
+            except Damaged:
+                return float("inf"), step  # it may be the best one: whoever reads it finds and reports the damage
+            return -1.0 if accuracy is None else accuracy, step
+
+        return sorted(self.steps(), key=rank, reverse=True)
+
+    def first_good(self, steps: Iterable[int], read: Callable[[int], Result]) -> Result:
+        """read(step) for the first of the steps whose checkpoint is good; the damaged ones before it are reported.
+
+        read: raises Damaged for a damaged checkpoint. CheckpointError if there is no checkpoint, or no good one.
+        """
+        damaged: list[Damaged] = []
+        for step in steps:
+            try:
+                result = read(step)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            for error in damaged:
+                if error.path.exists():  # a run that is being trained removes its old checkpoints
+                    tqdm.write(f"{error}; using the one of step {step}")
+            return result
+        raise self._none_good(damaged)
+
+    def newest_good(self) -> int:
+        """The step of the newest checkpoint that is good, which is read as a whole; see first_good."""
+        return self.first_good(self.steps(), self._checked)
+
+    def _checked(self, step: int) -> int:
+        stored.check(self.path(step))
         return step
+
+    def _none_good(self, damaged: list[Damaged]) -> CheckpointError:
+        if gone := [error.path for error in damaged if not error.path.exists()]:
+            return CheckpointError(f"{gone[0]} is gone; if the run is being trained just now, try again")
+        if len(damaged) == 1:
+            return CheckpointError(f"{damaged[0]}; the run has no other one")
+        if damaged:
+            steps = ", ".join(error.path.name for error in damaged)
+            return CheckpointError(f"{damaged[0]}; so are all others ({steps}), and the run has no good one")
+        return CheckpointError(f"{self.run_dir}: the run has no checkpoint yet")
+
+    def _set_aside(self) -> None:
+        """Rename damaged checkpoints, so that the latest one is good; nothing is renamed if none is good."""
+        steps, damaged = self.steps(), []
+        if not steps and any(self.folder.glob(f"{SET_ASIDE}*")):
+            raise CheckpointError(f"{self.folder}: the run has no good checkpoint, only damaged ones ({SET_ASIDE}*)")
+        good: int | None = None
+        for step in steps:
+            try:  # those before the newest good one may be large; Orbax reads their metrics alone
+                meta = stored.check(self.path(step)) if good is None else self.restore_meta(step)
+            except Damaged as error:
+                damaged.append(error)
+                continue
+            good = step if good is None else good
+            self._mend_metrics(step, meta)
+        if steps and good is None:
+            raise self._none_good(damaged)
+        for error in damaged:
+            new = _unused(self.folder / f"{SET_ASIDE}{error.path.name}")
+            error.path.rename(new)
+            tqdm.write(f"{error}; it is now named {new.name}, and the run continues from step {good}")
+
+    def _mend_metrics(self, step: int, meta: Meta) -> None:
+        """Write the file that Orbax keeps the validation accuracy in again, if it is damaged."""
+        path = self.path(step)
+        if stored.metrics_are_good(path, meta):
+            return
+        accuracy, file = stored.accuracy_of(meta), path / stored.METRICS_FILE
+        file.parent.mkdir(exist_ok=True)
+        with whole_file(file) as part:
+            part.write_text(json.dumps({} if accuracy is None else {METRIC: accuracy}), encoding="utf-8")
+        tqdm.write(f"{file} was damaged; it was written again from the checkpoint's meta")
 
     def save(self, state: TrainState, meta: dict[str, Any], validation_accuracy: float | None = None) -> None:
         """Write a checkpoint of state.step in the background. validation_accuracy: None if it has not been measured."""
@@ -84,7 +165,8 @@ class Checkpoints:
         step, items = int(host.step), _items(host)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(items)):
             raise diverged(f"the weights of step {step} are not finite")
-        meta = meta | {"step": step, "digests": {name: digests(tree) for name, tree in items.items()}}
+        meta = meta | {"step": step, METRIC: validation_accuracy}
+        meta = stored.sealed(meta | {"digests": {name: digests(tree) for name, tree in items.items()}})
         args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         metrics = None if validation_accuracy is None else {METRIC: validation_accuracy}
         composite = ocp.args.Composite(**args, meta=ocp.args.JsonSave(meta))
@@ -93,45 +175,39 @@ class Checkpoints:
         if not saved:  # Orbax returns False and does not raise
             raise CheckpointError(f"{self.folder}: step {step} was not saved; the latest there is {self.latest()}")
 
-    def restore_meta(self, step: int) -> dict[str, Any]:
-        """The JSON item of a checkpoint."""
-        args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-        with damage(self.folder / str(step)):
-            return self.manager.restore(step, args=args)["meta"]
+    def restore_meta(self, step: int) -> Meta:
+        """The JSON item of a checkpoint; Damaged if it is not what was saved."""
+        return stored.read_meta(self.path(step))
 
     def restore(self, step: int, like: TrainState, seed: int) -> TrainState:
         """The state of a checkpoint, as numpy arrays. like: its shapes and dtypes."""
-        return like.replace(step=np.int32(step), seed=np.uint32(seed), **self._restore_items(step, _items(like)))
+        items = stored.read_items(self.path(step), _items(like), whole=True)
+        return like.replace(step=np.int32(step), seed=np.uint32(seed), **items)
 
-    def restore_variables(self, step: int, like: PyTree) -> PyTree:
+    def restore_variables(self, step: int, like: PyTree) -> dict[str, PyTree]:
         """The variables of a checkpoint, as numpy arrays. like: their shapes and dtypes."""
-        return self._restore_items(step, like)
-
-    def _restore_items(self, step: int, like: dict[str, PyTree]) -> dict[str, PyTree]:
-        meta = self.restore_meta(step)
-        templates = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in templates.items()}
-        with damage(self.folder / str(step)):
-            restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-            items = {name: restored[name] for name in like}
-            for name, tree in items.items():
-                jax.tree.map_with_path(partial(_check_form, name), templates[name], tree)
-                wrong = sorted(set(digests(tree).items()) ^ set(meta["digests"][name].items()))
-                if wrong:
-                    raise ValueError(f"{name}{wrong[0][0]} is not what was saved")
-        return items
+        names = (PARAMS, STATISTICS)
+        items = {name: tree for name, tree in like.items() if name in names}
+        items["others"] = {name: tree for name, tree in like.items() if name not in names}
+        items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+        items = stored.read_items(self.path(step), items)
+        return like | items.pop("others", {}) | items
 
 
-def _options(read_only: bool) -> ocp.CheckpointManagerOptions:
-    """Keep the latest and the best checkpoint."""
+def _options() -> ocp.CheckpointManagerOptions:
+    """Keep the latest checkpoints and the best one."""
     best = checkpoint_managers.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False)
     return ocp.CheckpointManagerOptions(
         best_fn=_metric,
         best_mode="max",
         # max_to_keep with best_fn would delete the newest checkpoint
-        preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=1), best]),
-        read_only=read_only,
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(n=KEPT), best]),
     )
+
+
+def _unused(path: Path) -> Path:
+    """The path itself, or with the first number behind it that names nothing."""
+    return next(new for i in range(1, 1000) if not (new := path if i == 1 else Path(f"{path}-{i}")).exists())
 
 
 @contextlib.contextmanager
@@ -145,25 +221,6 @@ def kept_checkpoints(run_dir: Path) -> Iterator[Checkpoints]:
     finally:
         with kept_in(run_dir):
             checkpoints.__exit__()
-
-
-@contextlib.contextmanager
-def damage(path: Path) -> Iterator[None]:
-    """Turn the errors of Orbax, TensorStore and json for a damaged checkpoint into a CheckpointError of one line."""
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}; it may well be whole") from error
-        if path.name.isdigit() and not path.exists():
-            raise CheckpointError(f"{path} is gone; if the run is being trained just now, try again") from error
-        alone = path.name.isdigit() and len(list(path.parent.glob("[0-9]*"))) == 1
-        advice = "the run has no other one" if alone else "delete that checkpoint's folder to use the other one"
-        raise CheckpointError(
-            f"{path}: the checkpoint is damaged or of another network ({one_line(error)}); {advice}"
-        ) from error
 
 
 @contextlib.contextmanager
@@ -182,13 +239,6 @@ def writing() -> Iterator[None]:
 
 def _metric(metrics: dict[str, float]) -> float:
     return metrics.get(METRIC, -1.0)  # older runs have the test accuracy instead
-
-
-def _check_form(item: str, path: Any, like: np.ndarray, leaf: np.ndarray) -> None:
-    """Raise ValueError if a leaf has another shape or dtype than the network's; Orbax restores it as it was saved."""
-    if (leaf.shape, leaf.dtype) != (like.shape, like.dtype):
-        name = item + jax.tree_util.keystr(path)
-        raise ValueError(f"{name} is {leaf.dtype} {leaf.shape}, the network's {like.dtype} {like.shape}")
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:

@@ -10,12 +10,14 @@ from tqdm import tqdm
 from resnet_jax import ops
 from resnet_jax.errors import CheckpointError
 from resnet_jax.models import Arch, arch_from_dict, get_arch
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.runs import build, hardware, rundir
-from resnet_jax.runs.checkpoint import Checkpoints, damage, kept_checkpoints
+from resnet_jax.runs.checkpoint import Checkpoints, kept_checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.pretrained import read_pretrained
-from resnet_jax.runs.recording import Checkpointing, ConfigFile, Meta, MetricsFile, Resume
+from resnet_jax.runs.recording import Checkpointing, ConfigFile, MetricsFile, Resume
+from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.callbacks import Growth, StopSignals
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
 from resnet_jax.training.loop import Loop, run
@@ -38,6 +40,7 @@ class Stopped(Exception):
         self.signum = signum
 
 
+@without_x64()
 def fit(config: Config, *, callbacks: Sequence[Any] = ()) -> RunResult:
     """Train as the config says; `python train.py` calls this.
 
@@ -122,5 +125,5 @@ def latest_arch(config: Config, checkpoints: Checkpoints) -> Arch:
     if latest is None:
         return get_arch(config.arch)
     meta = checkpoints.restore_meta(latest)
-    with damage(checkpoints.folder / str(latest)):
+    with understood(checkpoints.path(latest), meta):
         return arch_from_dict(meta["arch"])

@@ -18,12 +18,14 @@ from tqdm import tqdm
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.models.growth import check_place
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_schedule, make_trainer
-from resnet_jax.runs.checkpoint import Checkpoints, damage
+from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config, from_dict
 from resnet_jax.runs.recording import check_epochs, progress_of
+from resnet_jax.runs.stored import understood
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.metrics import Row, Sums
 from resnet_jax.training.parallel import local_devices, pick_devices
@@ -43,6 +45,7 @@ class GrownRun:
     rates: tuple[float, float]
 
 
+@without_x64()
 def grow_run(
     run_dir: str | Path,
     out: str | Path,
@@ -65,9 +68,9 @@ def grow_run(
         raise ConfigError(f"--blocks {blocks} must be at least 1")
     local_devices()  # raises before Orbax, which would wait for the other processes
     with Checkpoints(Path(run_dir), read_only=True) as checkpoints:
-        step = checkpoints.existing(checkpoints.latest())
+        step = checkpoints.newest_good()
         meta = checkpoints.restore_meta(step)
-        with damage(checkpoints.folder / str(step)):
+        with understood(checkpoints.path(step), meta):
             old, arch, info = from_dict(meta["config"]), arch_from_dict(meta["arch"]), info_of_meta(meta)
             history, sums, _ = progress_of(meta)
             dtype = meta["dtype"]

@@ -24,10 +24,24 @@ def pick_dtype(precision: str, device: Device) -> Dtype:
     if precision != "auto":
         return jnp.dtype(precision)
     if device.platform == "cpu":  # XLA's kernels on a CPU are slower in bfloat16
-        return jnp.dtype(jnp.bfloat16 if ops.native_chosen() and cpu_flags() & BFLOAT16_FLAGS else jnp.float32)
+        fast = ops.native_chosen() and cpu_flags() & BFLOAT16_FLAGS and ops.native_bfloat16() == "fast"
+        return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
     capability = str(device.compute_capability) if device.platform == "gpu" else ""  # AMD's is a name
     ampere = capability.replace(".", "").isdigit() and float(capability) >= 8.0
     return jnp.dtype(jnp.bfloat16 if device.platform == "tpu" or ampere else jnp.float32)
+
+
+def lacks_bfloat16(dtype: Dtype, platform: str) -> bool:
+    """Whether oneDNN is chosen, and has no convolution of that dtype on this CPU."""
+    return platform == "cpu" and jnp.dtype(dtype) == jnp.bfloat16 and ops.native_chosen() and not ops.native_bfloat16()
+
+
+def prediction_dtype(dtype: Dtype) -> Dtype:
+    """The dtype to predict in, for a network that was trained in `dtype`: float32, with a line, if oneDNN lacks it."""
+    if not lacks_bfloat16(dtype, jax.default_backend()):
+        return dtype
+    tqdm.write("predicting in float32: the run is bfloat16, for which oneDNN has no convolution on this CPU")
+    return jnp.dtype(jnp.float32)
 
 
 def cpu_flags() -> set[str]:
@@ -43,8 +57,10 @@ def describe(devices: list[Device], dtype: Dtype) -> str:
     where = f"{device.platform}: {len(devices)} x {device.device_kind}, {jnp.dtype(dtype).name}"
     if device.platform != "cpu":
         return where
-    kernels = "oneDNN" if ops.native_chosen() else "XLA"
-    return f"{where}, {cpu_count()} cores, {kernels} kernels"
+    kernels = "oneDNN kernels" if ops.native_chosen() else "XLA kernels"
+    if lacks_bfloat16(dtype, device.platform):
+        kernels += ", but convolutions by XLA in float32: oneDNN has none for bfloat16 on this CPU"
+    return f"{where}, {cpu_count()} cores, {kernels}"
 
 
 @contextlib.contextmanager

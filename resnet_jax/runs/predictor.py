@@ -7,19 +7,22 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
-from jax import numpy as jnp
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.errors import CheckpointError
 from resnet_jax.models import Arch, arch_from_dict
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
-from resnet_jax.runs.checkpoint import Checkpoints, damage
+from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config, from_dict
+from resnet_jax.runs.hardware import prediction_dtype
+from resnet_jax.runs.pictures import as_stacks, batches
+from resnet_jax.runs.stored import understood
 from resnet_jax.training.parallel import PyTree
 from resnet_jax.training.state import initialise
 from resnet_jax.training.step import predict
 
-BATCH = 256  # images at a time, which bounds the memory
+BATCHES = (1, 8, 32, 256)  # images at a time: a program is compiled for each that is used
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -55,63 +58,60 @@ class Predictor:
         """The function behind the call, for jax to trace: images (N, H, W, C), uint8, or floating in [0, 1]."""
         return _probabilities(self.model, self.preprocess, self.variables, images)
 
-    def __call__(self, images: np.ndarray | jax.Array) -> np.ndarray:
-        """(N, H, W, C), or (N, H, W) for one channel -> (N, classes) float32; each row sums to 1.
+    @without_x64()
+    def __call__(self, images: Any) -> np.ndarray:
+        """Pictures -> (N, classes) float32; each row sums to 1.
 
-        Images are uint8, or floating in [0, 1], of any size: they are resized to that of training. ConfigError for
-        anything else.
+        images: an array (N, H, W, C), or (N, H, W) for one channel; one picture (H, W), (H, W, C) or of Pillow, which
+        gives one row; or a list of pictures, which may differ in size. A last axis of 1, 3 or 4 is the channels.
+        Values: integers from 0 to 255, or floating in [0, 1]. Any size is resized to the input of the network.
+        Colour becomes gray, gray is repeated for RGB, and transparent pixels are blended with white, as from_folder
+        does; a line says so. ConfigError for anything else, such as bool, or channels on the first axis.
         """
-        images = as_images(images, self.image_shape[-1])
-        parts = [np.zeros((0, len(self.class_names)), np.float32)]
-        for i in range(0, len(images), BATCH):
-            part = images[i : i + BATCH]
-            # always a whole batch, so that one program serves any number of images
-            padded = np.pad(part, ((0, BATCH - len(part)), (0, 0), (0, 0), (0, 0)))
-            parts.append(np.asarray(self.probabilities(padded))[: len(part)])
-        return np.concatenate(parts)
+        stacks = as_stacks(images, self.image_shape)
+        count = sum(map(len, stacks))
+        size = max(size for size in BATCHES if size < 2 * max(count, 1))
+        shape = (*(self.preprocess.image_size or self.image_shape[:2]), self.image_shape[-1])
+        rows = [np.zeros((0, len(self.class_names)), np.float32)]
+        for part in batches(stacks, shape, size):
+            padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
+            rows.append(np.asarray(self.probabilities(padded))[: len(part)])
+        return np.concatenate(rows)
 
 
-def as_images(images: np.ndarray | jax.Array, channels: int) -> np.ndarray:
-    """Images as (N, H, W, C), uint8, or float32 in [0, 1]."""
-    images = np.asarray(images)
-    if images.ndim == 3 and channels == 1 and images.shape[-1] != 1:  # (H, W, 1) is one image, not N of them
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[-1] != channels:
-        raise ConfigError(f"images of shape {images.shape}: this network takes (N, H, W, {channels})")
-    if jnp.issubdtype(images.dtype, jnp.floating):
-        if images.size and not (images.min() >= 0 and images.max() <= 1):
-            raise ConfigError("floating images must lie in [0, 1]; divide by 255, or pass uint8")
-        return images.astype(np.float32)
-    if images.dtype != np.uint8:
-        raise ConfigError(f"images of dtype {images.dtype}: use uint8 (0 to 255) or floating (0 to 1)")
-    return images
-
-
+@without_x64()
 def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     """The predictor of a run's best checkpoint: by validation accuracy, or the latest without a validation part.
 
-    model: needed for a run of a Trainer, whose folder does not say how to build the network. Raises CheckpointError
-    for a folder without a checkpoint.
+    model: needed for a run of a Trainer, whose folder does not say how to build the network. A damaged checkpoint is
+    reported, and the next best one is used. CheckpointError for a folder without a good checkpoint.
     """
-    with Checkpoints(Path(run_dir).expanduser(), read_only=True) as checkpoints:
-        step = checkpoints.existing(checkpoints.best())
-        meta = checkpoints.restore_meta(step)
-        own = "trainer" in meta
-        if own and model is None:
-            raise CheckpointError(f"{run_dir}: a Trainer made this run; pass its model too: load(run_dir, model)")
-        with damage(checkpoints.folder / str(step)):
-            parts = _of_trainer(meta, model) if own else _of_config(meta)
-            network, info, preprocess, arch, config = parts
-        shape = (*(preprocess.image_size or info.image_shape[:2]), info.image_shape[-1])
-        like = jax.eval_shape(lambda: initialise(network, shape, 0))
-        variables = checkpoints.restore_variables(step, like)
+    path = Path(run_dir).expanduser()
+    with Checkpoints(path, read_only=True) as checkpoints:
+        return checkpoints.first_good(checkpoints.ranked(), lambda step: _read(checkpoints, step, model))
+
+
+def _read(checkpoints: Checkpoints, step: int, model: nn.Module | None) -> Predictor:
+    """The predictor of one checkpoint."""
+    meta = checkpoints.restore_meta(step)
+    own = "trainer" in meta
+    folder = checkpoints.run_dir
+    if own and model is None:
+        raise CheckpointError(f"{folder}: a Trainer made this run; pass its model too: load(folder, model)")
+    if model is not None and not own:
+        raise CheckpointError(f"{folder}: train.py made this run and keeps its network; call load without a model")
+    with understood(checkpoints.path(step), meta):
+        network, info, preprocess, arch, config = _of_trainer(meta, model) if own else _of_config(meta)
+    shape = (*(preprocess.image_size or info.image_shape[:2]), info.image_shape[-1])
+    like = jax.eval_shape(lambda: initialise(network, shape, 0))
+    variables = checkpoints.restore_variables(step, like)
     return Predictor(network, jax.device_put(variables), info, preprocess, step, arch, config)
 
 
 def _of_config(meta: dict[str, Any]) -> tuple[Any, ...]:
     config, arch = from_dict(meta["config"]), arch_from_dict(meta["arch"])
-    info = info_of_meta(meta)
-    return make_model(config, arch, info, meta["dtype"]), info, make_preprocess(config.data, info), arch, config
+    info, dtype = info_of_meta(meta), prediction_dtype(meta["dtype"])
+    return make_model(config, arch, info, dtype), info, make_preprocess(config.data, info), arch, config
 
 
 def _of_trainer(meta: dict[str, Any], model: nn.Module | None) -> tuple[Any, ...]:

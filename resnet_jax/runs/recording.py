@@ -13,13 +13,13 @@ from tqdm import tqdm
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.runs import rundir
-from resnet_jax.runs.checkpoint import Checkpoints, damage
+from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config
+from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.loop import Loop
 from resnet_jax.training.metrics import Row, Sums, check_finite
 
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-Meta = dict[str, Any]
 
 
 class Resume:
@@ -37,7 +37,7 @@ class Resume:
         if latest is None:
             return
         meta = self.checkpoints.restore_meta(latest)
-        with damage(self.checkpoints.folder / str(latest)):
+        with understood(self.checkpoints.path(latest), meta):
             history, sums, seconds = progress_of(meta)
             old_dtype = meta["dtype"]
         if self.check is not None:

@@ -12,11 +12,13 @@ from tqdm import tqdm
 
 from resnet_jax.data import ImageDataset
 from resnet_jax.errors import ConfigError
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.checkpoint import kept_checkpoints
 from resnet_jax.runs.fit import RunResult, Stopped
-from resnet_jax.runs.recording import Checkpointing, Meta, MetricsFile, Resume
+from resnet_jax.runs.recording import Checkpointing, MetricsFile, Resume
+from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
 from resnet_jax.training.callbacks import EarlyStopping, StopSignals
 from resnet_jax.training.loop import Loop, run
@@ -26,16 +28,17 @@ from resnet_jax.training.state import Variables
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trainer(core.Trainer):
     __doc__ = f"""{core.Trainer.__doc__}
-    run_dir: the folder that keeps metrics.jsonl and checkpoints/, the latest and the best one by validation accuracy.
-    None keeps nothing. resume: continue from the latest checkpoint in run_dir, if it holds one. checkpoint_minutes:
-    the time between checkpoints inside an epoch; each epoch ends with one too, and so does a fit that SIGINT or
-    SIGTERM stops.
+    run_dir: the folder that keeps metrics.jsonl and checkpoints/: the latest two checkpoints, and the best one by
+    validation accuracy. None keeps nothing. resume: continue from the latest good checkpoint in run_dir, if it holds
+    one. checkpoint_minutes: the time between checkpoints inside an epoch; each epoch ends with one too, and so does a
+    fit that SIGINT or SIGTERM stops.
     """
 
     run_dir: str | Path | None = None
     resume: bool = False
     checkpoint_minutes: float = 10.0
 
+    @without_x64()
     def fit(self, model: nn.Module, data: ImageDataset, *, variables: Variables | None = None) -> core.Result:
         """As the core's fit. With run_dir it also raises CheckpointError, and Stopped after SIGINT or SIGTERM."""
         if self.run_dir is None:

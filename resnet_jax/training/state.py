@@ -10,6 +10,7 @@ from flax import struct, traverse_util
 from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError, listed, one_line
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.training.losses import Loss, cross_entropy
 
 PyTree = Any
@@ -74,6 +75,7 @@ def everything_but_head(params: PyTree) -> tuple[str, ...]:
     return tuple(name for name in params if name != "head")
 
 
+@without_x64()
 def create_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,

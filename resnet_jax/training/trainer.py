@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
 from resnet_jax.errors import ConfigError
+from resnet_jax.ops.precision import without_x64
 from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
 from resnet_jax.training.loop import Loop, evaluated, run
@@ -80,6 +81,7 @@ class Trainer:
     learning_rate: Callable[[int], Any] | None = None
     progress: bool = True
 
+    @without_x64()
     def fit(self, model: nn.Module, data: ImageDataset, *, variables: Variables | None = None) -> Result:
         """Train the model on data.train, and evaluate it after each epoch on data.validation and data.test.
 
@@ -92,6 +94,7 @@ class Trainer:
         run(loop, [*self.callbacks, *self.displays()])
         return result_of(loop)
 
+    @without_x64()
     def evaluate(self, model: nn.Module, variables: Variables, part: Arrays) -> Sums:
         """The metrics of every image of a part, each counted once: .mean_loss, .accuracy, .correct, .count."""
         if not isinstance(part, tuple) or len(part) != 2:

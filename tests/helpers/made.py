@@ -133,6 +133,20 @@ def kept(run_dir: Path) -> list[int]:
     return sorted(int(path.name) for path in (run_dir / "checkpoints").iterdir())
 
 
+def flip_byte(path: Path, place: int = -1) -> None:
+    """Change one bit of a file; by default in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place < 0 else place] ^= 4
+    path.write_bytes(content)
+
+
+def damage(run_dir: Path, *steps: int) -> None:
+    """Flip a byte in the weights of these checkpoints."""
+    for step in steps:
+        for file in (run_dir / "checkpoints" / str(step) / "params" / "d").iterdir():
+            flip_byte(file)
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """Every path under a folder, and the content of what is a file."""
     return {str(path): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}

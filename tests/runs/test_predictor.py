@@ -12,8 +12,10 @@ from jax import numpy as jnp
 from made import BATCH, NUM_TRAIN, kept, make_config, make_splits
 
 from resnet_jax import create_model, fit, load
+from resnet_jax.data import DATASETS
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.runs import predictor
+from resnet_jax.runs.build import info_of_meta
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.training import loop
 
@@ -52,7 +54,7 @@ def expected(run_dir) -> np.ndarray:
 
 
 def test_the_best_and_not_the_latest(run_dir, expected):
-    assert kept(run_dir) == [STEPS, 3 * STEPS]
+    assert kept(run_dir) == [STEPS, 2 * STEPS, 3 * STEPS]
     predict = load(run_dir)
     assert predict.step == STEPS
     assert predict.class_names == ("a", "b", "c", "d")
@@ -65,7 +67,7 @@ def test_the_best_and_not_the_latest(run_dir, expected):
 
 @pytest.mark.parametrize("batch", [1, 5, 37, 256])
 def test_every_form_of_images_and_any_number(run_dir, expected, monkeypatch, batch):
-    monkeypatch.setattr(predictor, "BATCH", batch)
+    monkeypatch.setattr(predictor, "BATCHES", (1, batch))
     predict = load(str(run_dir))
     forms = {
         "(N, H, W)": IMAGES[..., 0],
@@ -100,10 +102,23 @@ def test_another_size_is_resized(run_dir):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (np.zeros((2, 8, 8, 3), np.uint8), r"shape \(2, 8, 8, 3\): this network takes \(N, H, W, 1\)"),
-        (np.zeros((8, 8), np.uint8), r"shape \(8, 8\)"),
-        (np.zeros((2, 8, 8, 1), np.int64), "dtype int64: use uint8"),
+        (np.zeros((2, 8, 8, 2), np.uint8), r"shape \(2, 8, 8, 2\): this network takes \(N, H, W, 1\), or one picture"),
+        (np.zeros((2, 1, 8, 8), np.uint8), "move the channels to the last axis"),
+        (np.zeros(8, np.uint8), r"shape \(8,\): this network takes"),
+        (np.zeros((1, 2, 8, 8, 1), np.uint8), r"shape \(1, 2, 8, 8, 1\): this network takes"),
+        (np.zeros((2, 0, 8, 1), np.uint8), "the pictures have no pixels"),
+        (np.full((2, 8, 8, 1), 256), "dtype int64, from 256 to 256: use integers from 0 to 255"),
+        (np.full((2, 8, 8, 1), -1), "dtype int64, from -1 to -1: use integers"),
         (np.zeros((2, 8, 8, 1), bool), "dtype bool: use uint8"),
+        (np.zeros((8, 8), complex), "dtype complex128: use uint8"),
+        ("picture.png", "use uint8"),
+        ([[1, 2], [3]], "images: no array"),
+        ([np.zeros((5, 8, 8), np.uint8)], r"picture 0 of shape \(5, 8, 8\): this network takes"),
+        (
+            [np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8, 1), np.uint8)],
+            r"picture 1 of shape .* each picture of a",
+        ),
+        (list(np.zeros((28, 28, 3), np.uint8)), r"picture 0 of shape \(28, 3\): the last axis may be its channels"),
         (np.full((2, 8, 8, 1), 255.0), r"must lie in \[0, 1\]"),
         (np.full((2, 8, 8, 1), -0.1), r"must lie in \[0, 1\]"),
         (np.full((2, 8, 8, 1), np.nan), r"must lie in \[0, 1\]"),
@@ -126,12 +141,43 @@ def test_what_is_no_run(tmp_path):
 
 
 @pytest.mark.parametrize("what", ["params", "batch_stats", "meta"])
-def test_a_damaged_run(run_dir, tmp_path, what):
+def test_a_damaged_run(run_dir, tmp_path, what, capsys):
+    """The next best checkpoint is used; nothing is renamed, as the folder may be another process's."""
+    folder = tmp_path / "run" / "checkpoints"
     shutil.copytree(run_dir, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints" / str(STEPS) / what)
-    with pytest.raises(CheckpointError, match="damaged") as caught:
+    shutil.rmtree(folder / str(STEPS) / what)
+    predict = load(tmp_path / "run")
+    assert predict.step == 2 * STEPS
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{folder / str(STEPS)}: the checkpoint is damaged (")
+    assert line.endswith(f"); using the one of step {2 * STEPS}")
+    assert kept(tmp_path / "run") == [STEPS, 2 * STEPS, 3 * STEPS]
+    for step in (2 * STEPS, 3 * STEPS):
+        shutil.rmtree(folder / str(step) / what)
+    with pytest.raises(CheckpointError, match=r"damaged .* the run has no good one") as caught:
         load(tmp_path / "run")
     assert "\n" not in str(caught.value)
+
+
+def test_the_metrics_file_is_not_needed(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    for step in (STEPS, 2 * STEPS):
+        (tmp_path / "run" / "checkpoints" / str(step) / "metrics" / "metrics").write_bytes(b"\xff")
+    assert load(tmp_path / "run").step == STEPS
+
+
+def test_a_model_for_a_run_that_has_one(run_dir):
+    with pytest.raises(CheckpointError, match="call load without a model"):
+        load(run_dir, create_model(made.NETS[0], 4))
+
+
+def test_a_data_set_that_this_session_does_not_know(run_dir, monkeypatch):
+    """The checkpoint says all that is needed. Old ones only name the data set: the message names it too."""
+    monkeypatch.delitem(DATASETS, "made")
+    predict = load(run_dir)
+    assert predict.class_names == ("a", "b", "c", "d")
+    with pytest.raises(ConfigError, match="unknown data set 'made'"):
+        info_of_meta({"config": dataclasses.asdict(predict.config)})
 
 
 def test_what_only_training_needs_may_be_gone(run_dir, tmp_path, expected):

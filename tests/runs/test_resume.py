@@ -7,11 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import made
 import pytest
-from made import STEPS, final, fit_stopped_at, kept, make_config, read_rows, without_timings
+from made import STEPS, damage, final, fit_stopped_at, kept, make_config, read_rows, snapshot, without_timings
 
-from resnet_jax import fit
+from resnet_jax import fit, load
 from resnet_jax.errors import CheckpointError
 
 EPOCHS = 3
@@ -175,3 +176,48 @@ def test_a_process_that_is_asked_to_stop(whole, data_dir, cache_dir, tmp_path):
     assert final(tmp_path / "run")[0] == 5
     fit(make_config(data_dir, tmp_path / "run", epochs=EPOCHS, resume=True))
     assert final(tmp_path / "run") == whole
+
+
+@made.tensorstore_gives_up
+def test_a_damaged_latest_checkpoint(whole, data_dir, tmp_path, capsys):
+    """The run continues from the one before it, to the same bits, and the damaged one is kept. Without a good one
+    nothing is trained, and nothing changes."""
+    run_dir = tmp_path / "run"
+    fit(make_config(data_dir, run_dir, epochs=2))
+    damage(run_dir, 2 * STEPS)
+    capsys.readouterr()
+    fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
+    out = capsys.readouterr().out
+    assert out.count(f"; it is now named damaged-{2 * STEPS}, and the run continues from step {STEPS}\n") == 1
+    assert f"resumed from step {STEPS}, after 1 of {EPOCHS} epochs" in out
+    assert final(run_dir) == whole
+    assert without_timings(read_rows(run_dir)) == whole[-1]
+    names = {path.name for path in (run_dir / "checkpoints").iterdir()}
+    assert names == {str(2 * STEPS), str(3 * STEPS), f"damaged-{2 * STEPS}"}
+    damage(run_dir, 2 * STEPS, 3 * STEPS)
+    before = snapshot(run_dir)
+    with pytest.raises(CheckpointError, match="the run has no good one"):
+        fit(make_config(data_dir, run_dir, epochs=EPOCHS, resume=True))
+    assert snapshot(run_dir) == before
+
+
+@pytest.fixture
+def x64():
+    """A session with JAX_ENABLE_X64=1."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def test_a_session_with_64_bits(whole, data_dir, tmp_path, x64):
+    """Float32 weights with the same bits, also of a run that is resumed; the session keeps its 64 bits."""
+    fit(make_config(data_dir, tmp_path / "run", epochs=2))
+    result = fit(make_config(data_dir, tmp_path / "run", epochs=EPOCHS, resume=True))
+    assert final(tmp_path / "run") == whole
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(result.variables)} == {"float32"}
+    assert jax.numpy.arange(2.0).dtype == "float64"
+    images = made.make_splits().test.images
+    rows = load(tmp_path / "run")(images)
+    assert (rows.dtype.name, rows.shape) == ("float32", (made.NUM_TEST, 4))
+    jax.config.update("jax_enable_x64", False)
+    assert (load(tmp_path / "run")(images) == rows).all()
