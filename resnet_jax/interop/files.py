@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
+from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
@@ -27,7 +27,7 @@ PICKLES = (".pth", ".pt", ".bin", ".th", ".ckpt", ".pth.tar", ".params")  # endi
 VARIABLES_FILE = "variables.safetensors"
 WEIGHTS_FILE = "weights.json"
 DTYPES = {  # of safetensors
-    "BF16": ml_dtypes.bfloat16,
+    "BF16": jnp.dtype("bfloat16"),
     "BOOL": np.bool_,
     **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},

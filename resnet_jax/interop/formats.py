@@ -67,6 +67,8 @@ def format_of(path: Path) -> str:
         raise InteropError(f"{path} cannot be read: {error.strerror}") from None
     if not head:
         raise InteropError(f"{path} is empty; download or copy it again")
+    if head[6:9] == b"\0\0{":  # the length of the header in 8 bytes, then its JSON
+        return SAFETENSORS
     if head.startswith(b"PK"):
         return format_of_zip(path)
     if head.startswith(LEGACY_TORCH):
@@ -74,8 +76,6 @@ def format_of(path: Path) -> str:
     for name, advice, test in REFUSED:
         if test(head):
             raise InteropError(f"{path} is {name}; {advice}")
-    if head[8:9] == b"{":
-        return SAFETENSORS
     if size < HEAD_BYTES and head.isascii():
         first = head.decode().strip().splitlines()[:1]
         raise InteropError(f"{path} is a text file ({''.join(first)[:60]!r}), not weights; download or copy it again")

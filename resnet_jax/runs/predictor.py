@@ -15,6 +15,7 @@ from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints, damage
 from resnet_jax.runs.config import Config, from_dict
+from resnet_jax.runs.converted import is_converted, parts_of
 from resnet_jax.training.parallel import PyTree
 from resnet_jax.training.state import initialise
 from resnet_jax.training.step import predict
@@ -90,9 +91,14 @@ def as_images(images: np.ndarray | jax.Array, channels: int) -> np.ndarray:
 def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     """The predictor of a run's best checkpoint: by validation accuracy, or the latest without a validation part.
 
-    model: needed for a run of a Trainer, whose folder does not say how to build the network. Raises CheckpointError
-    for a folder without a checkpoint.
+    Also of a folder that `convert` made. model: needed for a run of a Trainer, whose folder does not say how to build
+    the network. Raises CheckpointError for a folder without a checkpoint, InteropError for damaged converted weights.
     """
+    if is_converted(Path(run_dir).expanduser()):
+        if model is not None:
+            raise ConfigError(f"{run_dir}: convert made this folder, which says the model itself; leave model out")
+        network, variables, info, preprocess, arch = parts_of(Path(run_dir).expanduser())
+        return Predictor(network, jax.device_put(variables), info, preprocess, arch=arch)
     with Checkpoints(Path(run_dir).expanduser(), read_only=True) as checkpoints:
         step = checkpoints.existing(checkpoints.best())
         meta = checkpoints.restore_meta(step)
