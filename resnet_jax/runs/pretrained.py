@@ -46,8 +46,8 @@ def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, 
 def opened(config: Config) -> Weights:
     """Open --pretrained. A file is read as the run's network; a folder says its own."""
     path = Path(config.model.pretrained).expanduser()
-    if (path.is_dir() and not files_in(path)) or is_converted(path):
-        return open_weights(path)
+    if path.is_dir() and (folder := folder_weights(path)):
+        return folder
     ours = {"width": config.model.width, "squeeze_excitation": config.model.squeeze_excitation}
     return open_weights(path, config.arch, head="any", options=ours | {"stem": config.stem_form}, report=tqdm.write)
 
