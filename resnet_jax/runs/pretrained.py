@@ -14,7 +14,7 @@ from resnet_jax.models import ResNet
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.config import Config
-from resnet_jax.runs.opened import open_weights
+from resnet_jax.runs.opened import folder_weights, open_weights
 
 Flat = dict[tuple[str, ...], Any]
 HEAD = ("params", "head")
