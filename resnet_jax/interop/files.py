@@ -1,6 +1,6 @@
 """Files of state dicts, and folders of converted weights.
 
-Only torch's weights_only loader unpickles a file. That loader accepts tensors and plain containers, and runs no code.
+Files of torch.save are read without torch, and no code in them is run (resnet_jax/interop/torch_file.py).
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
+from resnet_jax.interop.torch_file import load_torch
 from resnet_jax.whole_file import whole_file
 
 ENDING = ".safetensors"
@@ -33,7 +34,6 @@ DTYPES = {  # of safetensors
     **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
 }
-NO_TORCH = "reading .pth needs PyTorch: pip install torch, or convert the file to .safetensors on a machine with torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Weights:
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Return what a file of weights holds: tensors by name, as numpy arrays, or torch's from a file of torch.save.
+    """Return what a file of weights holds: arrays by name.
 
     The content shows the type, not the name. A checkpoint is returned as it is, with its entries; from_torch finds
     the weights in it. Raises InteropError if the file cannot be read.
@@ -97,14 +97,10 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 def read_pth(path: Path) -> dict[str, Any]:
     """Return what torch.save wrote to a file: a state dict, or a checkpoint that has one in an entry."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InteropError(f"{path}: {NO_TORCH}") from None
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many types; its own message recommends the unsafe weights_only=False
+        held = load_torch(path)
+    except Exception as error:  # a damaged pickle raises many types
         raise InteropError(
-            f"{path}: damaged, or it contains objects other than tensors (none was run); save model.state_dict()"
+            f"{path}: damaged, or not a state dict ({one_line(error)}); copy it again, or save model.state_dict()"
         ) from None
     if not isinstance(held, Mapping):
         raise InteropError(f"{path}: contains a {type(held).__name__}, not a state dict; save model.state_dict()")
