@@ -147,7 +147,7 @@ def choose(found: list[Match], body: Shapes, arch: Arch, entry: str) -> Match:
     if len(exact or whole) > 1:
         paths = ", ".join(sorted(match.path for match in exact or whole))
         raise InteropError(
-            f'several entries fit {arch.name}: {paths}; choose one with --entry NAME (in Python entry="NAME")'
+            f'several entries fit {arch.name}: {paths}; choose one with convert --entry NAME (in Python entry="NAME")'
         )
     return max(exact or whole or found, key=lambda match: (*rank(match), len(match.entry.tensors)))
 

@@ -197,19 +197,21 @@ def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch) -> None
     text = differences(shapes, wanted)
     if not text:
         return
-    if reason := projections(shapes, wanted, arch) or recognised(match.entry.tensors):
+    if reason := unfitting(shapes, wanted, arch) or recognised(match.entry.tensors):
         raise InteropError(f"not the weights of {arch.name}: {reason}")
     outside = any(not key.startswith(match.prefix) for key in match.rest)
     hint = f"; --entry {match.path} leaves out the tensors without the prefix {match.prefix}" if outside else ""
     raise InteropError(f"not the weights of {arch.name}: {text}; {closest(match.entry.tensors)}{hint}")
 
 
-def projections(shapes: Shapes, wanted: Shapes, arch: Arch) -> str:
-    """Return why a small ResNet with projected shortcuts is refused; empty for another file."""
+def unfitting(shapes: Shapes, wanted: Shapes, arch: Arch) -> str:
+    """Return what a file has beside the network: squeeze-and-excitation or projected shortcuts. Empty for another."""
     extra = shapes.keys() - wanted.keys()
-    if not arch.pad_shortcut or wanted.keys() - shapes.keys() or not extra:
+    if wanted.keys() - shapes.keys() or not extra:
         return ""
-    if not all(".0.downsample." in key or ".0.shortcut." in key for key in extra):
+    if all(".se.fc" in key for key in extra):
+        return "it has squeeze-and-excitation; add --squeeze-excitation (in Python squeeze_excitation=True)"
+    if not arch.pad_shortcut or not all(".0.downsample." in key or ".0.shortcut." in key for key in extra):
         return ""
     return (
         f"its shortcuts are convolutions ({min(extra)}); those of {arch.name} have no parameters (arXiv:1512.03385, "

@@ -94,6 +94,8 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     Also of a folder that `convert` made. model: needed for a run of a Trainer, whose folder does not say how to build
     the network. Raises CheckpointError for a folder without a checkpoint, InteropError for damaged converted weights.
     """
+    if Path(run_dir).expanduser().is_file():
+        raise CheckpointError(f"{run_dir} is a file; python -m resnet_jax convert makes a folder of it that load opens")
     if is_converted(Path(run_dir).expanduser()):
         if model is not None:
             raise ConfigError(f"{run_dir}: convert made this folder, which says the model itself; leave model out")

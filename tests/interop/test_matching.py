@@ -1,6 +1,7 @@
 """Weights as people have them: below entries and prefixes, in other types, under other codebases' names."""
 
 import dataclasses
+from typing import Any
 
 import flax_side
 import numpy as np
@@ -101,7 +102,7 @@ COUNTS = {"n_averaged": np.array(7), "initted": np.array([True]), "step": np.arr
 
 @pytest.mark.parametrize("path", ["state_dict", "model", "net", "state_dict_ema", "module", "a.b.c", "params.teacher"])
 def test_an_entry_of_a_checkpoint_is_found(path):
-    checkpoint = prefixed("module.")
+    checkpoint: dict[str, Any] = prefixed("module.")
     for name in reversed(path.split(".")):
         checkpoint = {name: checkpoint, "epoch": 3, "args": object()}
     checkpoint["optimizer"] = {"state": {0: {"momentum_buffer": STATE["conv1.weight"]}}, "param_groups": [{"lr": 0.1}]}
@@ -123,7 +124,7 @@ def test_several_entries_that_fit_are_listed_and_one_is_chosen():
         ({**prefixed("module.encoder_k."), **prefixed("module.encoder_q.", other)}, "module.encoder_q"),
         ({**STATE, "ema": other}, "ema"),
     ):
-        refused(checkpoint, "several entries fit resnet20: ", path, "--entry NAME")
+        refused(checkpoint, "several entries fit resnet20: ", path, "convert --entry NAME")
         same(read(checkpoint, entry=path)[0], from_torch(other, "resnet20"))
         refused(checkpoint, "unknown entry 'nothing'", path, entry="nothing")
     same(read({**STATE, "ema": other}, entry=".")[0], WHOLE)
@@ -131,9 +132,8 @@ def test_several_entries_that_fit_are_listed_and_one_is_chosen():
 
 def test_the_entry_of_the_right_network_is_taken():
     """A deeper network has all keys of a shallow one, and a wider one all its names."""
-    for teacher in ("resnet32", "resnet20"):
-        wide = state_of(teacher, **({"width": 2.0} if teacher == "resnet20" else {}))
-        same(read({"teacher": wide, "student": STATE})[0], WHOLE)
+    for teacher in (state_of("resnet32"), state_of("resnet20", width=2.0)):
+        same(read({"teacher": teacher, "student": STATE})[0], WHOLE)
 
 
 # --- 4: types
@@ -280,6 +280,12 @@ OTHERS = {  # typical keys -> what the message says
 def test_other_networks_are_refused_by_name(keys):
     state = {f"module.{key}": np.ones((3, 3), np.float32) for key in keys.split()}
     refused({"state_dict": state}, "not the weights of resnet20: ", OTHERS[keys])
+
+
+def test_squeeze_and_excitation_that_was_not_asked_for():
+    state = state_of("resnet20", squeeze_excitation=True)
+    refused(state, "it has squeeze-and-excitation; add --squeeze-excitation")
+    same(read(state, squeeze_excitation=True)[0], from_torch(state, "resnet20", squeeze_excitation=True))
 
 
 def test_a_resnet_is_not_taken_for_another_network():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import made
@@ -12,7 +13,7 @@ from jax import numpy as jnp
 from made import make_config, make_splits
 
 from resnet_jax import create_model, fit, from_torch, load, to_torch
-from resnet_jax.errors import ConfigError, InteropError
+from resnet_jax.errors import ConfigError, InteropError, UserError
 from resnet_jax.interop import Weights, imagenet, load_weights, save_weights
 from resnet_jax.models import ARCHS
 from resnet_jax.runs.build import make_model, named_info
@@ -21,7 +22,7 @@ from resnet_jax.runs.opened import open_weights
 from resnet_jax.runs.pretrained import read_pretrained
 
 
-def variables(arch="tiny", classes=4, channels=1, **options):
+def variables(arch="tiny", classes=4, channels=1, **options) -> dict[str, Any]:
     model = create_model(arch, classes, **options)
     return jax.device_get(model.init(jax.random.key(3), jnp.zeros((1, 16, 16, channels))))
 
@@ -52,7 +53,7 @@ def test_all_kinds_are_opened(run_dir, tmp_path):
     assert_same(weights.variables, jax.device_get(predictor.variables))
     assert weights.class_names == tuple("abcd")
     assert weights.preprocess["image_size"] == [12, 12]
-    np.testing.assert_allclose(weights.preprocess["mean"], np.ravel(predictor.preprocess.mean_std[0]))
+    np.testing.assert_allclose(weights.preprocess["mean"], np.ravel(predictor.preprocess.mean_std or ())[:1])
     save_weights(tmp_path / "w", weights)
     again = open_weights(tmp_path / "w")
     assert_same(again.variables, weights.variables)
@@ -84,9 +85,10 @@ def test_what_is_not_opened(run_dir, tmp_path):
         (lambda: open_weights(run_dir, "tiny_wide"), "holds tiny; leave --arch out"),
         (lambda: open_weights(run_dir, options={"stem": "small"}), "--stem: .* says it itself"),
         (lambda: open_weights(run_dir, entry="ema"), "--entry: .* says it itself"),
+        (lambda: load(file), "is a file; .* convert makes a folder of it"),
         (lambda: open_weights(run_dir, num_classes=9), "num_classes 9: the file has 4 classes"),
     ):
-        with pytest.raises((InteropError, ConfigError), match=says):
+        with pytest.raises(UserError, match=says):
             call()
 
 
@@ -138,8 +140,9 @@ def test_imagenets_preprocessing_travels(tmp_path, monkeypatch):
     save_weights(tmp_path / "w", weights)
     predictor = load(tmp_path / "w")
     picture = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3)).astype(np.uint8)
-    x = (picture / np.float32(255) - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
-    expected = jax.nn.softmax(create_model("net", 1000).apply(held, x))
+    mean, std = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], np.float32)
+    logits = create_model("net", 1000).apply(held, (picture / np.float32(255) - mean) / std)
+    expected = jax.nn.softmax(np.asarray(logits))
     np.testing.assert_allclose(predictor.probabilities(picture), expected, rtol=1e-4)
     names = predictor.class_names
     assert (names[0], names[1], names[207], names[999]) == ("n01440764", "n01443537", "n02099601", "n15075141")
@@ -166,11 +169,11 @@ def test_which_weights_are_taken_for_imagenets(arch, classes, channels, rules, e
 # --- --pretrained
 
 
-def pretrained(config, path, **changes):
+def pretrained(config, path, **changes) -> dict[str, Any]:
     """What a run starts from."""
     config = check(made.change(config, pretrained=str(path), **changes))
     info = named_info(config.data)
-    return read_pretrained(config, make_model(config, ARCHS[config.arch], info, "float32"), info)
+    return read_pretrained(config, make_model(config, ARCHS[config.arch], info, "float32"), info) or {}
 
 
 def test_a_run_starts_from_another_run_or_a_file(run_dir, data_dir, tmp_path):
