@@ -103,7 +103,8 @@ def read_pth(path: Path) -> dict[str, Any]:
             f"{path}: damaged, or not a state dict ({one_line(error)}); copy it again, or save model.state_dict()"
         ) from None
     if not isinstance(held, Mapping):
-        raise InteropError(f"{path}: contains a {type(held).__name__}, not a state dict; save model.state_dict()")
+        name = getattr(getattr(held, "made_by", None), "name", type(held).__name__)
+        raise InteropError(f"{path}: contains a {name}, not a state dict; save model.state_dict()")
     return dict(held)
 
 

@@ -76,7 +76,7 @@ def format_of(path: Path) -> str:
     for name, advice, test in REFUSED:
         if test(head):
             raise InteropError(f"{path} is {name}; {advice}")
-    if size < HEAD_BYTES and head.isascii():
+    if size < HEAD_BYTES and head.isascii() and b"\0" not in head:
         first = head.decode().strip().splitlines()[:1]
         raise InteropError(f"{path} is a text file ({''.join(first)[:60]!r}), not weights; download or copy it again")
     raise InteropError(

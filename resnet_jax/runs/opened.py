@@ -7,8 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from resnet_jax.data import imagenet
 from resnet_jax.errors import ConfigError, InteropError, listed
-from resnet_jax.interop import Weights, from_torch, imagenet, load_weights, read_state_dict, to_torch
+from resnet_jax.interop import Weights, from_torch, load_weights, read_state_dict, to_torch
 from resnet_jax.interop.matching import Report
 from resnet_jax.interop.torch_weights import log
 from resnet_jax.models import get_arch
@@ -101,10 +102,18 @@ def of_file(path: Path, arch: str, head: str, rules: dict[str, Any], options: di
     for line in lines:
         rules["report"](line)
     weights = Weights(arch, options, variables)
-    if imagenet.is_imagenet(get_arch(arch), options.get("stem") or get_arch(arch).stem, *sizes(weights)):
+    if is_imagenet(weights):
         weights = dataclasses.replace(weights, preprocess=imagenet.PREPROCESS, class_names=imagenet.class_names())
     rules = {name: rules[name] for name in ("num_classes", "in_channels", "allow_nan")}
     return changed(weights, "keep" if head == "any" else head, rules)
+
+
+def is_imagenet(weights: Weights) -> bool:
+    """Tell whether weights are taken for ImageNet's: a network of torchvision's form, 1000 classes and RGB images."""
+    arch = get_arch(weights.arch)
+    stem = weights.options.get("stem") or arch.stem
+    form = arch.block in ("basic", "bottleneck") and stem == "standard"
+    return form and sizes(weights) == (imagenet.CLASSES, 3)
 
 
 def changed(weights: Weights, head: str, rules: dict[str, Any]) -> Weights:

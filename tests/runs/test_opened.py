@@ -13,8 +13,9 @@ from jax import numpy as jnp
 from made import make_config, make_splits
 
 from resnet_jax import create_model, fit, from_torch, load, to_torch
+from resnet_jax.data import imagenet
 from resnet_jax.errors import ConfigError, InteropError, UserError
-from resnet_jax.interop import Weights, imagenet, load_weights, save_weights
+from resnet_jax.interop import Weights, load_weights, save_weights
 from resnet_jax.models import ARCHS
 from resnet_jax.runs.build import make_model, named_info
 from resnet_jax.runs.checks import check

@@ -4,8 +4,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from resnet_jax.models import Arch
-
 CLASSES = 1000
 # of torchvision's and timm's networks, for RGB images in [0, 1]
 PREPROCESS: dict[str, Any] = {
@@ -14,11 +12,6 @@ PREPROCESS: dict[str, Any] = {
     "image_size": [224, 224],
 }
 LABELS = "datasets/imagenet2012/labels.txt"  # of tensorflow-datasets: a WordNet id a line, in the order of the classes
-
-
-def is_imagenet(arch: Arch, stem: str, classes: int, channels: int) -> bool:
-    """Tell whether weights are taken for ImageNet's: a network of torchvision's form, 1000 classes and RGB images."""
-    return arch.block in ("basic", "bottleneck") and (stem, classes, channels) == ("standard", CLASSES, 3)
 
 
 def class_names() -> tuple[str, ...]:
