@@ -245,7 +245,7 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --class-names full/file": "has 0 names; the weights have 10",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
-    "export": "the run's folder. (required)",
+    "export": "the run's folder, or a folder that convert made. (required)",
     "grow full --stage 1 --out w": "full: no run is kept there",
     "grow full --stage 1": "--out",
     "grow full --stage x --out w": "Error parsing --stage: invalid literal",

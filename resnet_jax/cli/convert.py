@@ -116,7 +116,7 @@ def check_numbers(asked: Convert) -> None:
 def describe(weights: Weights, asked: Convert, names: tuple[str, ...]) -> Weights:
     """The weights with the class names and the preprocessing of the flags, where they are given."""
     classes, channels = sizes(weights)
-    if names and len(names) != classes:
+    if asked.class_names and len(names) != classes:
         raise InteropError(f"--class-names {asked.class_names} has {len(names)} names; the weights have {classes}")
     for flag, values in (("--mean", asked.mean), ("--std", asked.std)):
         if len(values) not in (0, 1, channels):

@@ -65,8 +65,10 @@ class Machine:
             stack.append(Mark())
         elif name == "GLOBAL":
             stack.append(Global(*argument.split(" ", 1)))
-        elif name in ("POP", "DUP"):
-            stack.append(stack[-1]) if name == "DUP" else stack.pop()
+        elif name == "POP":
+            stack.pop()
+        elif name == "DUP":
+            stack.append(stack[-1])
         elif name == "POP_MARK":
             self.since_mark()
         elif name == "PERSID":

@@ -132,10 +132,12 @@ def test_a_folder_whose_parts_do_not_fit(change, tmp_path):
 
 # --- ImageNet
 
+NET = dataclasses.replace(ARCHS["tv_resnet18"], name="net", stages=((1, 64), (1, 8)))
+
 
 def test_imagenets_preprocessing_travels(tmp_path, monkeypatch):
     """load(W)(picture) is the network on the normalised picture; the names are in the order of the classes."""
-    monkeypatch.setitem(ARCHS, "net", dataclasses.replace(ARCHS["tv_resnet18"], name="net", stages=((1, 64), (1, 8))))
+    monkeypatch.setitem(ARCHS, "net", NET)
     held = variables("net", 1000, 3)
     weights = open_weights(write(tmp_path / "a.safetensors", held, "net"), "net")
     save_weights(tmp_path / "w", weights)
@@ -154,14 +156,16 @@ def test_imagenets_preprocessing_travels(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arch", "classes", "channels", "rules", "expected"),
     [
-        ("tv_resnet18", 1000, 3, {}, (True, 1000)),
-        ("tv_resnet18", 1000, 3, {"head": "reset", "num_classes": 5}, (True, 0)),
-        ("tv_resnet18", 1000, 3, {"in_channels": 1}, (False, 1000)),
-        ("tv_resnet18", 10, 3, {}, (False, 0)),
-        ("resnet20", 1000, 3, {}, (False, 0)),
+        ("net", 1000, 3, {}, (True, 1000)),
+        ("net", 1000, 3, {"head": "reset", "num_classes": 5}, (True, 0)),
+        ("net", 1000, 3, {"in_channels": 1}, (False, 1000)),
+        ("net", 10, 3, {}, (False, 0)),
+        ("net", 1000, 1, {}, (False, 0)),
+        ("tiny", 1000, 3, {}, (False, 0)),
     ],
 )
-def test_which_weights_are_taken_for_imagenets(arch, classes, channels, rules, expected, tmp_path):
+def test_which_weights_are_taken_for_imagenets(arch, classes, channels, rules, expected, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHS, "net", NET)
     file = write(tmp_path / "a.safetensors", variables(arch, classes, channels), arch)
     weights = open_weights(file, arch, **rules)
     assert (weights.preprocess == imagenet.PREPROCESS, len(weights.class_names)) == expected
