@@ -88,6 +88,46 @@ def test_convert_a_run(run_dir, capsys):
     np.testing.assert_array_equal(held["net.last.2.weight"].T, load(run_dir).variables["params"]["head"]["kernel"])
 
 
+def test_convert_reads_a_checkpoint_as_people_have_it(capsys):
+    """Each thing that was understood is a line."""
+    state = {f"module.{key}": value.astype(np.float16) for key, value in random_state().items()}
+    safetensors.numpy.save_file(state, "a.ckpt")
+    out = says("convert a.ckpt --arch resnet20 --out w", capsys).splitlines()
+    assert out[0] == "weights read: prefix module. stripped"
+    assert out[1] == "97 of 97 tensors are float16: widened to float32"
+    assert out[2].startswith("resnet20, 269,722 parameters: w;")
+    assert out[3] == (
+        "load('w') predicts from images in [0, 1] (--mean and --std are unknown); "
+        "class names: unknown (--class-names FILE)"
+    )
+    kernel = load_weights("w").variables["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(kernel.T, random_state()["fc.weight"].astype(np.float16))
+
+
+def test_convert_keeps_what_load_needs(capsys):
+    write("a.safetensors")
+    Path("names").write_text("".join(f"name {number}\n" for number in range(10)))
+    flags = "--class-names names --mean 0.5 0.25 0.5 --std 0.2 --image-size 24"
+    out = says(f"convert a.safetensors --arch resnet20 --out w {flags}", capsys)
+    assert "mean [0.5, 0.25, 0.5] and deviation [0.2]; class names: name 0 to name 9" in out
+    predictor = load("w")
+    assert (predictor.class_names[3], predictor.image_shape) == ("name 3", (24, 24, 3))
+    image = np.full((1, 24, 24, 3), 51, np.uint8)
+    seen = predictor.preprocess.evaluate(jnp.asarray(image))
+    np.testing.assert_allclose(seen[0, 0, 0], [-1.5, -0.25, -1.5], rtol=1e-5)
+    assert predictor(image).shape == (1, 10)
+    assert says("convert w --out v --class-names names", capsys).endswith("class names: name 0 to name 9\n")
+    assert load("v").preprocess == predictor.preprocess
+
+
+def test_a_run_is_converted_and_a_converted_folder_exported(run_dir, capsys):
+    says(f"convert {run_dir} --out w", capsys)
+    says("export w", capsys)
+    program = export.deserialize(bytearray(Path("w/predict.jax_export").read_bytes()))
+    images = made.make_splits().test.images[:5]
+    np.testing.assert_allclose(program.call(images), load(run_dir)(images), rtol=0, atol=1e-5)
+
+
 RUN_ALONE = """
 import sys, numpy, jax
 from pathlib import Path
@@ -184,8 +224,8 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --num-classes 3": "--head reset",
     "convert a.safetensors --arch resnet20 --out w --in-channels 4": "in_channels 4",
     "convert a.safetensors --arch resnet20 --out w --widht 2": "did you mean --width?",
-    "convert full --arch resnet20 --out w": "full is a folder; give a .safetensors or .pth file",
-    "convert none --to-torch --out a.pth": "none: there is no such folder",
+    "convert full --arch resnet20 --out w": "full: there are no weights in this folder",
+    "convert none --to-torch --out a.pth": "none: there is no such file or folder",
     "convert full --to-torch --out a.safetensors": "--out a.safetensors exists; give another file",
     "summary resnet18-2-2-3": "resnet18 has 4 stages; give that many numbers of blocks",
     "summary resnet18-2-2-3-0": "a stage has 1 to 999 blocks",
@@ -193,12 +233,19 @@ BAD = {
     "summary resnet18-02-2-2-2": "unknown architecture",
     "summary resnet19-2-2-3-2": "unknown architecture 'resnet19-2-2-3-2': did you mean resnet",
     "convert none.safetensors --arch resnet20 --out w": "there is no such file",
-    "convert bad.safetensors --arch resnet20 --out w": "damaged, or not a safetensors file",
+    "convert bad.safetensors --arch resnet20 --out w": "bad.safetensors is a text file ('nonsense')",
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
-    "convert full --to-torch --out a.pth": "there is no weights.json in it",
+    "convert full --to-torch --out a.pth": "full: there are no weights in this folder",
+    "convert a.safetensors --to-torch --out a.pth": "a.safetensors is a file; --to-torch takes a run's folder",
+    "convert a.safetensors --arch resnet20 --out w --entry ema": "unknown entry 'ema'",
+    "convert a.safetensors --arch resnet20 --out w --mean 0.5": "--mean and --std belong together",
+    "convert a.safetensors --arch resnet20 --out w --mean 0.5 --std 0": "--std above 0",
+    "convert a.safetensors --arch resnet20 --out w --mean 1 2 --std 1 1": "--mean has 2 numbers; give 1, or 3",
+    "convert a.safetensors --arch resnet20 --out w --class-names none": "--class-names none cannot be read",
+    "convert a.safetensors --arch resnet20 --out w --class-names full/file": "has 0 names; the weights have 10",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
-    "export": "the run's folder. (required)",
+    "export": "the run's folder, or a folder that convert made. (required)",
     "grow full --stage 1 --out w": "full: no run is kept there",
     "grow full --stage 1": "--out",
     "grow full --stage x --out w": "Error parsing --stage: invalid literal",

@@ -1,6 +1,7 @@
-"""convert: PyTorch weights to a folder of ours, and back."""
+"""convert: weights of PyTorch or of a run to a folder of ours, and back."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,35 +11,29 @@ import tyro
 
 from resnet_jax.cli.options import OptionalInt, Stem, flag_of, options_of
 from resnet_jax.errors import ConfigError, InteropError
-from resnet_jax.interop import (
-    Weights,
-    from_torch,
-    load_weights,
-    read_state_dict,
-    save_weights,
-    to_torch,
-    write_state_dict,
-)
-from resnet_jax.models import Arch, get_arch
-from resnet_jax.runs import load
+from resnet_jax.interop import Weights, save_weights, to_torch, write_state_dict
+from resnet_jax.runs.converted import sizes
 from resnet_jax.runs.flags import parse_as
-from resnet_jax.runs.rundir import CONFIG_FILE
+from resnet_jax.runs.opened import open_weights
 
 Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Convert a PyTorch weight file to a folder for --pretrained; with --to-torch, a folder or a run to a file."""
+    """Convert a file of weights, or a run, to a folder for --pretrained; with --to-torch, a folder to a file."""
 
     source: Source
-    """A .safetensors or .pth file; with --to-torch a folder of converted weights, or a run's (its best checkpoint)."""
+    """A file of weights (.safetensors, .pth or .npz; its content tells), a run's folder (its best checkpoint), or a
+    folder of converted weights."""
     out: str
     """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
-    """The architecture of the PyTorch file. Not with --to-torch: the source names it."""
+    """The architecture of a file. A folder says it itself."""
     to_torch: bool = False
     """Write a PyTorch file of our weights, instead of reading one."""
+    entry: str = ""
+    """The entry or prefix of a checkpoint to read, if several fit the architecture, such as state_dict_ema."""
     head: Literal["keep", "reset"] = "keep"
     """reset: a new head for --num-classes."""
     num_classes: OptionalInt = None
@@ -53,32 +48,97 @@ class Convert:
     """The width of the network in the file, as --width of training."""
     squeeze_excitation: bool = False
     """Whether its blocks have squeeze-and-excitation."""
+    class_names: str = ""
+    """A text file with the name of a class on each line. Default: WordNet ids, if the weights are ImageNet's."""
+    mean: tuple[float, ...] = ()
+    """What to subtract from images in [0, 1]: a number, or one for each channel. Default: ImageNet's for its weights,
+    none for others."""
+    std: tuple[float, ...] = ()
+    """What to divide by then."""
+    image_size: int = 0
+    """Height and width in pixels that images are resized to. 0: 224, or 32 for a small stem."""
 
 
 def convert(argv: Sequence[str], prog: str) -> None:
-    """Convert PyTorch's weights to ours, or back."""
+    """Convert weights to ours, or back."""
     asked = parse_as(Convert, argv, prog)
+    asked = dataclasses.replace(asked, source=user(asked.source), out=user(asked.out))
     if asked.to_torch:
         convert_to_torch(asked)
         return
-    if not asked.arch:
-        raise ConfigError("--arch NAME is needed: the architecture of the file")
     if Path(asked.out).exists():
         check_empty(Path(asked.out))
-    options = options_of(asked)
-    variables = from_torch(
-        read_state_dict(asked.source),
+    names = read_names(asked.class_names) if asked.class_names else ()
+    check_numbers(asked)
+    weights = open_weights(
+        asked.source,
         asked.arch,
         head=asked.head,
         num_classes=asked.num_classes,
         in_channels=asked.in_channels,
         allow_nan=asked.allow_nan,
-        **options,
+        entry=asked.entry,
+        options=options_of(asked),
+        report=print,
     )
-    save_weights(asked.out, Weights(asked.arch, options, variables))
-    size = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    flags = [f"--arch {asked.arch}", *(flag_of(name, value) for name, value in options.items())]
-    print(f"{asked.arch}, {size:,} parameters: {asked.out}; train.py {' '.join(flags)} --pretrained {asked.out}")
+    described = describe(weights, asked, names)
+    save_weights(asked.out, described)
+    size = sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"]))
+    flags = [f"--arch {weights.arch}", *(flag_of(name, value) for name, value in weights.options.items())]
+    print(f"{weights.arch}, {size:,} parameters: {asked.out}; train.py {' '.join(flags)} --pretrained {asked.out}")
+    print(summary(asked.out, described))
+
+
+def user(path: str) -> str:
+    """The path with ~ expanded."""
+    return str(Path(path).expanduser())
+
+
+def read_names(file: str) -> tuple[str, ...]:
+    """The lines of --class-names."""
+    try:
+        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InteropError(f"--class-names {file} cannot be read: {error}; give a text file in UTF-8") from None
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def check_numbers(asked: Convert) -> None:
+    """Raise ConfigError for an invalid --mean, --std or --image-size."""
+    if (not asked.mean) != (not asked.std):
+        raise ConfigError("--mean and --std belong together; give both or none")
+    if not all(map(math.isfinite, asked.mean)) or not all(0 < value < math.inf for value in asked.std):
+        raise ConfigError(f"--mean {asked.mean} --std {asked.std}: they must be finite, and --std above 0")
+    if asked.image_size < 0:
+        raise ConfigError(f"--image-size {asked.image_size} must be at least 1, or 0 for the default")
+
+
+def describe(weights: Weights, asked: Convert, names: tuple[str, ...]) -> Weights:
+    """The weights with the class names and the preprocessing of the flags, where they are given."""
+    classes, channels = sizes(weights)
+    if asked.class_names and len(names) != classes:
+        raise InteropError(f"--class-names {asked.class_names} has {len(names)} names; the weights have {classes}")
+    for flag, values in (("--mean", asked.mean), ("--std", asked.std)):
+        if len(values) not in (0, 1, channels):
+            raise ConfigError(f"{flag} has {len(values)} numbers; give 1, or {channels}: one for each channel")
+    given: dict[str, Any] = {"mean": list(asked.mean), "std": list(asked.std)} if asked.mean else {}
+    if asked.image_size:
+        given["image_size"] = [asked.image_size] * 2
+    preprocess = weights.preprocess | given
+    return dataclasses.replace(weights, preprocess=preprocess, class_names=names or weights.class_names)
+
+
+def summary(folder: str, weights: Weights) -> str:
+    """What load will do with images: one line."""
+    held = weights.preprocess
+    images = "in [0, 1]"
+    if held.get("mean"):
+        images = f"normalised with mean {held['mean']} and deviation {held['std']}"
+    elif "mean" not in held:
+        images += " (--mean and --std are unknown)"
+    names = weights.class_names
+    classes = f"{names[0]} to {names[-1]}" if names else "unknown (--class-names FILE)"
+    return f"load({folder!r}) predicts from images {images}; class names: {classes}"
 
 
 def convert_to_torch(asked: Convert) -> None:
@@ -90,24 +150,12 @@ def convert_to_torch(asked: Convert) -> None:
         )
     if Path(asked.out).exists():
         raise InteropError(f"--out {asked.out} exists; give another file")
-    arch, options, variables = weights_of(Path(asked.source))
-    if asked.arch not in ("", arch.name):
-        raise ConfigError(f"--arch {asked.arch}: {asked.source} holds {arch.name}; leave --arch out")
-    state_dict = to_torch(variables, arch, **options)
+    if Path(asked.source).is_file():
+        raise InteropError(f"{asked.source} is a file; --to-torch takes a run's folder or one that convert made")
+    weights = open_weights(asked.source, asked.arch, report=print)
+    state_dict = to_torch(weights.variables, weights.arch, **weights.options)
     write_state_dict(asked.out, state_dict)
-    print(f"{arch.name}, {len(state_dict)} tensors: {asked.out}")
-
-
-def weights_of(folder: Path) -> tuple[Arch, dict[str, Any], dict[str, Any]]:
-    """The network, create_model's options and the variables of a folder of weights, or a run's best checkpoint."""
-    if not (folder / CONFIG_FILE).is_file():
-        weights = load_weights(folder)
-        return get_arch(weights.arch), weights.options, weights.variables
-    predictor = load(folder)
-    config, arch = predictor.config, predictor.arch  # a folder with a config.json is a run of train.py
-    options = {"stem": config.stem_form, "width": config.model.width}
-    options |= {"squeeze_excitation": config.model.squeeze_excitation}
-    return arch, options, predictor.variables
+    print(f"{weights.arch}, {len(state_dict)} tensors: {asked.out}")
 
 
 def check_empty(folder: Path) -> None:

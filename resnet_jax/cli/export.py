@@ -1,10 +1,11 @@
-"""export: a run's network as a program that needs no code of ours."""
+"""export: the network of a run or of converted weights as a program that needs no code of ours."""
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_jax.cli.options import RunDir
+from resnet_jax.errors import listed
 from resnet_jax.interop.export import PLATFORMS, export_program
 from resnet_jax.runs import load
 from resnet_jax.runs.flags import parse_as
@@ -12,10 +13,13 @@ from resnet_jax.runs.flags import parse_as
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write the best checkpoint of a run as a StableHLO program from uint8 images to probabilities."""
+    """Write the network of a run's best checkpoint, or of converted weights, as a StableHLO program.
+
+    It takes uint8 images and returns probabilities.
+    """
 
     run_dir: RunDir
-    """The run's folder."""
+    """The run's folder, or a folder that convert made."""
     out: str = ""
     """The file to write. Empty: RUN_DIR/predict.jax_export."""
 
@@ -23,9 +27,9 @@ class Export:
 def export(argv: Sequence[str], prog: str) -> None:
     """Write the program, and print how to run it."""
     asked = parse_as(Export, argv, prog)
-    path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
+    path = asked.out or str(Path(asked.run_dir).expanduser() / "predict.jax_export")
     predictor = load(asked.run_dir)
     size = export_program(predictor.probabilities, predictor.image_shape, path)
     shape = ", ".join(map(str, predictor.image_shape))
     print(f"{path}: {size:,} bytes for {', '.join(PLATFORMS)}; uint8 (N, {shape}) to probabilities of")
-    print(f"{', '.join(predictor.class_names)}. To run it: jax.export.deserialize(bytearray(content)).call(images)")
+    print(f"{listed(predictor.class_names)}. To run it: jax.export.deserialize(bytearray(content)).call(images)")

@@ -1,11 +1,13 @@
-"""PyTorch files of state dicts, and folders of converted weights.
+"""Files of state dicts, and folders of converted weights.
 
-Only torch's weights_only loader unpickles a file. That loader accepts tensors and plain containers, and runs no code.
+Files of torch.save are read without torch, and no code in them is run (resnet_jax/interop/torch_file.py).
 """
 
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +16,24 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import traverse_util
+from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, one_line
-from resnet_jax.interop.names import COUNTER
+from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
+from resnet_jax.interop.torch_file import load_torch
 from resnet_jax.whole_file import whole_file
 
-SAFETENSORS = ".safetensors"
-PICKLES = (".pth", ".pt", ".bin")
+ENDING = ".safetensors"
+PICKLES = (".pth", ".pt", ".bin", ".th", ".ckpt", ".pth.tar", ".params")  # endings of files to write
 VARIABLES_FILE = "variables.safetensors"
 WEIGHTS_FILE = "weights.json"
-NO_TORCH = "reading .pth needs PyTorch: pip install torch, or convert the file to .safetensors on a machine with torch"
+DTYPES = {  # of safetensors
+    "BF16": jnp.dtype("bfloat16"),
+    "BOOL": np.bool_,
+    **{f"F{bits}": f"<f{bits // 8}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"<i{bits // 8}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"<u{bits // 8}" for bits in (8, 16, 32, 64)},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,77 +41,82 @@ class Weights:
     """The weights of a network.
 
     arch: the architecture's name. options: arguments of create_model that differ from the architecture's defaults.
+    preprocess: mean and std, a number for each channel or None for images in [0, 1], and image_size in pixels; empty
+    if it is unknown. class_names: empty if they are unknown.
     """
 
     arch: str
     options: dict[str, Any]
     variables: dict[str, Any]
+    preprocess: dict[str, Any] = dataclasses.field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
 
 
 def read_state_dict(path: str | Path) -> dict[str, Any]:
-    """Return the tensors of a .safetensors file (numpy) or a .pth file (torch) by name.
+    """Return what a file of weights holds: arrays by name.
 
-    Raises InteropError if the file cannot be read.
+    The content shows the type, not the name. A checkpoint is returned as it is, with its entries; from_torch finds
+    the weights in it. Raises InteropError if the file cannot be read.
     """
     path = Path(path)
     check_file(path)
-    if path.suffix == SAFETENSORS:
-        return read_safetensors(path)
-    if path.suffix in PICKLES:
-        return read_pth(path)
-    raise InteropError(f"{path}: unknown file type; use {SAFETENSORS} or {', '.join(PICKLES)}")
+    kind = format_of(path)
+    if kind == NPZ:
+        return read_npz(path)
+    return read_safetensors(path) if kind == SAFETENSORS else read_pth(path)
 
 
 def check_file(path: Path) -> None:
     """Raise InteropError if the file does not exist."""
     if path.is_dir():
-        raise InteropError(f"{path} is a folder; give a {SAFETENSORS} or .pth file (convert --to-torch writes one)")
+        raise InteropError(f"{path} is a folder; give a {ENDING} or .pth file (convert --to-torch writes one)")
     if not path.is_file():
         raise InteropError(f"{path}: there is no such file")
 
 
 def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of a .safetensors file. Raises InteropError if the file is damaged or not float32."""
+    """Return the tensors of a .safetensors file. Raises InteropError if it is damaged or has types that numpy lacks."""
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118 (no mapping)
-            # checked before the tensors are read: numpy lacks some of the types, such as bfloat16
-            wrong = [f"{k} is {dtype}" for k, dtype in dtypes.items() if dtype != "F32" and not k.endswith(COUNTER)]
-            if wrong:
-                raise InteropError(f"{path}: only float32 weights are supported: {listed(wrong)}; use model.float()")
-            return {key: file.get_tensor(key) for key in dtypes}
+        held = safetensors.deserialize(path.read_bytes())
     except (safetensors.SafetensorError, OSError) as error:
         raise InteropError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
+    if wrong := [f"{key} is {about['dtype']}" for key, about in held if about["dtype"] not in DTYPES]:
+        raise InteropError(f"{path}: types that are not supported: {listed(wrong)}; save the weights as float32")
+    return {key: np.frombuffer(about["data"], DTYPES[about["dtype"]]).reshape(about["shape"]) for key, about in held}
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a .npz file. Raises InteropError if it is damaged or has pickled objects."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InteropError(f"{path}: damaged, or with objects other than arrays ({one_line(error)})") from None
 
 
 def read_pth(path: Path) -> dict[str, Any]:
-    """Return the tensors of a .pth file, or of its "state_dict" entry if it has one."""
+    """Return what torch.save wrote to a file: a state dict, or a checkpoint that has one in an entry."""
     try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise InteropError(f"{path}: {NO_TORCH}") from None
-    try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:  # torch raises many types; its own message recommends the unsafe weights_only=False
+        held = load_torch(path)
+    except Exception as error:  # a damaged pickle raises many types
         raise InteropError(
-            f"{path}: damaged, or it contains objects other than tensors (none was run); save model.state_dict()"
+            f"{path}: damaged, or not a state dict ({one_line(error)}); copy it again, or save model.state_dict()"
         ) from None
-    if isinstance(held, Mapping) and isinstance(held.get("state_dict"), Mapping):
-        held = held["state_dict"]
     if not isinstance(held, Mapping):
-        raise InteropError(f"{path}: contains a {type(held).__name__}, not a state dict; save model.state_dict()")
+        name = getattr(getattr(held, "made_by", None), "name", type(held).__name__)
+        raise InteropError(f"{path}: contains a {name}, not a state dict; save model.state_dict()")
     return dict(held)
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a .safetensors or .pth file atomically. A .pth file needs torch; torch.load(weights_only=True) reads it."""
     path = Path(path)
-    if path.suffix == SAFETENSORS:
+    if path.suffix == ENDING:
         save = safetensors.numpy.save_file
-    elif path.suffix in PICKLES:
+    elif path.name.endswith(PICKLES):
         save = save_pth
     else:
-        raise InteropError(f"{path}: unknown file type; use {SAFETENSORS} or .pth")
+        raise InteropError(f"{path}: unknown file type; use {ENDING} or .pth")
     try:
         with whole_file(path) as part:
             save(dict(state_dict), part)
@@ -131,6 +146,7 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
         with whole_file(folder / VARIABLES_FILE) as part:
             safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, part)
         about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
+        about |= {"preprocess": weights.preprocess, "class_names": weights.class_names}
         (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise InteropError(f"{folder} cannot be written: {one_line(error)}") from None
@@ -139,6 +155,8 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
 def load_weights(folder: str | Path) -> Weights:
     """Read the weights that save_weights wrote. Raises InteropError if they are missing or damaged."""
     folder = Path(folder)
+    if folder.is_file():
+        raise InteropError(f"{folder} is a file; python -m resnet_jax convert makes a folder of weights from it")
     if not folder.exists():
         raise InteropError(f"{folder}: there is no such folder; python -m resnet_jax convert makes a folder of weights")
     if not (folder / WEIGHTS_FILE).is_file():
@@ -148,12 +166,14 @@ def load_weights(folder: str | Path) -> Weights:
     try:
         about = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
         arch, options, digest = about["arch"], about["options"], about["sha256"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        preprocess, class_names = about.get("preprocess", {}), tuple(about.get("class_names", ()))  # old folders: none
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InteropError(f"{folder / WEIGHTS_FILE} is damaged ({one_line(error)}); convert again") from None
     check_file(folder / VARIABLES_FILE)
     if sha256(folder / VARIABLES_FILE) != digest:
         raise InteropError(f"{folder / VARIABLES_FILE} is damaged (its SHA-256 differs); convert again")
-    return Weights(arch, options, traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/"))
+    variables = traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/")
+    return Weights(arch, options, variables, preprocess, class_names)
 
 
 def sha256(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Strict conversion between PyTorch state dicts and Flax variables: a missing or unused tensor is an error."""
 
+import logging
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
@@ -9,14 +10,18 @@ import numpy as np
 from flax import traverse_util
 from jax import numpy as jnp
 
-from resnet_jax.errors import InteropError, listed, unknown
-from resnet_jax.interop.names import COUNTER, TO_FLAX, TO_TORCH, Leaf, head_keys, stem_key, torch_leaves
+from resnet_jax.errors import InteropError, listed, one_line, unknown
+from resnet_jax.interop.matching import Match, Report, Shapes, Tensors, below_head, find, matches, rank, report_match
+from resnet_jax.interop.names import TO_FLAX, TO_TORCH, Shape, head_keys, stem_key, torch_leaves
+from resnet_jax.interop.renamings import recognised
 from resnet_jax.models import ARCHS, Arch, create_model, get_arch
 from resnet_jax.models.summary import LeafPath
 
 Arrays = dict[str, np.ndarray]
 HEADS = ("keep", "reset")
 CLOSE = 0.5  # an error suggests an architecture if more than this share of the tensors matches
+CONVERTED = {"float16": "widened", "bfloat16": "widened", "float64": "rounded"}  # to float32
+log = logging.getLogger("resnet_jax").info
 
 
 def from_torch(
@@ -28,34 +33,46 @@ def from_torch(
     in_channels: int | None = None,
     allow_nan: bool = False,
     seed: int = 0,
+    entry: str = "",
+    report: Report = log,
     **options: Any,
 ) -> dict[str, Any]:
     """Convert a state dict of numpy or torch tensors to Flax variables {"params": ..., "batch_stats": ...}.
 
-    The variables are numpy float32 arrays.
+    The variables are numpy float32 arrays. A checkpoint that has the state dict in one of its entries, a prefix of all
+    keys and the names of other codebases are accepted (see docs/pytorch_weights.md).
     head: "keep" keeps the head; "reset" initialises a new head of num_classes (default 10) from `seed`.
     in_channels: 1 sums the kernel of an RGB stem over its input channels. On a grey image the result equals that of
     the RGB network on three copies of the image.
     allow_nan: accept NaN and infinite numbers. options: stem, width and squeeze_excitation of create_model.
+    entry: the dotted path of an entry or prefix, needed if several fit the network. report: takes one line for each
+    thing that was understood or changed, such as print; the default logs them.
     The running variance is copied unchanged, so evaluation matches PyTorch. PyTorch averages unbiased variances and
     Flax biased ones. In further training each new variance is therefore smaller by a factor of 1 - 1/n, where n is
     the number of values per channel.
-    Raises InteropError if a key is missing or unused, or if a tensor has another shape, is not float32 or not finite.
+    Raises InteropError if a key is missing or unused, or if a tensor has another shape, is not floating or not finite.
     """
     arch = get_arch(arch) if isinstance(arch, str) else arch
     if head not in HEADS:
         raise InteropError(unknown("head", head, HEADS))
-    arrays = as_arrays(state_dict)
+    if not isinstance(state_dict, Mapping):
+        raise InteropError(f"a {type(state_dict).__name__} is not a state dict; give model.state_dict()")
+    leaves = torch_leaves(arch, create_model(arch, 1, **options), 3)
+    wanted = {key: leaf.torch_shape for key, leaf in leaves.items()}
+    match, tensors = find(state_dict, arch, wanted, entry=entry, reset=head == "reset", report=report)
     if head == "reset":
-        arrays |= new_head(arrays, arch, 10 if num_classes is None else num_classes, seed)
-    if in_channels is not None:
-        fold_channels(arrays, arch, in_channels)
-    classes, channels = sizes(arrays, arch)
+        tensors |= new_head(arch, 10 if num_classes is None else num_classes, wanted[head_keys(arch)[0]][1], seed)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    check_head(shapes, wanted, arch)
+    classes, channels = sizes(shapes, arch)
+    check_same(match, shapes, resized(wanted, arch, classes, channels), arch)
     if num_classes is not None and num_classes != classes:
         hint = 'add head="reset" (--head reset)'
         raise InteropError(f"num_classes {num_classes}: the file has {classes} classes; {hint}")
-    leaves = torch_leaves(arch, create_model(arch, classes, **options), channels)
-    check_same(arrays, leaves, arch)
+    report_match(match, report)
+    arrays = as_arrays(tensors, report)
+    if in_channels is not None:
+        fold_channels(arrays, arch, in_channels)
     if not allow_nan:
         check_finite(arrays)
     flat = {leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()}
@@ -78,7 +95,7 @@ def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> 
     leaves = torch_leaves(arch, model, kernels["stem", "conv", "kernel"][2])
     held = {"/".join(path): np.asarray(leaf) for path, leaf in flat.items()}
     wanted = {"/".join(leaf.path): leaf.shape for leaf in leaves.values()}
-    if text := differences(held, wanted):
+    if text := differences({path: leaf.shape for path, leaf in held.items()}, wanted):
         raise InteropError(f"these are not the variables of {arch.name}: {text}")
     return {key: to_layout(held["/".join(leaf.path)], TO_TORCH) for key, leaf in leaves.items()}
 
@@ -88,35 +105,58 @@ def to_layout(array: np.ndarray, axes: dict[int, tuple[int, ...]]) -> np.ndarray
     return np.array(array.transpose(axes[array.ndim]), order="C")
 
 
-def as_arrays(state_dict: Mapping[str, Any]) -> Arrays:
-    """Return the tensors as numpy arrays, without counters. Raises InteropError if one is not a float32 tensor."""
-    tensors = {key: value for key, value in state_dict.items() if not str(key).endswith(COUNTER)}
-    if strange := [str(key) for key, value in tensors.items() if not hasattr(value, "dtype")]:
-        raise InteropError(f"not a state dict: no tensor under {listed(strange)}; give model.state_dict()")
-    if wrong := [f"{k} is {v.dtype}" for k, v in tensors.items() if str(v.dtype).removeprefix("torch.") != "float32"]:
-        raise InteropError(f"only float32 weights are supported: {listed(wrong)}; convert them with model.float()")
-    return {key: as_numpy(value) for key, value in tensors.items()}
+def as_arrays(tensors: Tensors, report: Report) -> Arrays:
+    """Return the tensors as float32 arrays, and report other types. Raises InteropError if one is not floating."""
+    types = {key: type_name(tensor) for key, tensor in tensors.items()}
+    if wrong := [f"{key} is {name}" for key, name in types.items() if name not in {"float32", *CONVERTED}]:
+        raise InteropError(
+            f"only floating weights are supported, of 16, 32 or 64 bits: {listed(wrong)}; save them as float32"
+        )
+    for name, verb in CONVERTED.items():
+        if count := list(types.values()).count(name):
+            report(f"{count} of {len(types)} tensors are {name}: {verb} to float32")
+    return {key: as_float32(key, tensor) for key, tensor in tensors.items()}
 
 
-def as_numpy(tensor: Any) -> np.ndarray:
-    """Return a numpy array unchanged, or copy a torch tensor from its device."""
-    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().cpu().numpy()
+def type_name(tensor: Any) -> str:
+    """Return the name of a tensor's type, such as bfloat16. A tensor that is not dense has its layout's name."""
+    layout = str(getattr(tensor, "layout", "")).removeprefix("torch.")
+    if layout.startswith(("sparse", "jagged", "_mkldnn")):
+        return layout
+    return np.dtype(tensor.dtype).name if isinstance(tensor.dtype, np.dtype) else str(tensor.dtype).split(".")[-1]
 
 
-def sizes(arrays: Arrays, arch: Arch) -> tuple[int, int]:
+def as_float32(key: str, tensor: Any) -> np.ndarray:
+    """Return a float32 array of a numpy, jax or torch tensor. Infinite where a float64 number is too large."""
+    if hasattr(tensor, "detach"):  # torch's; numpy has no bfloat16
+        try:
+            tensor = tensor.detach().cpu()
+            tensor = (tensor if str(tensor.dtype) == "torch.float32" else tensor.float()).numpy()
+        except (RuntimeError, TypeError) as error:  # such as a tensor on the meta device
+            raise InteropError(f"{key} has no numbers to read ({one_line(error)}); give model.state_dict()") from None
+    with np.errstate(over="ignore"):  # check_finite reports it
+        return np.asarray(tensor).astype(np.float32, copy=False)
+
+
+def sizes(shapes: Shapes, arch: Arch) -> tuple[int, int]:
     """Return (number of classes, image channels) of a state dict. ImageNet's (1000, 3) replace unknown ones."""
-    head, stem = arrays.get(head_keys(arch)[0]), arrays.get(stem_key(arch))
-    classes = head.shape[0] if head is not None and head.ndim == 2 else 1000
-    return classes, stem.shape[1] if stem is not None and stem.ndim == 4 else 3
+    head, stem = shapes.get(head_keys(arch)[0], ()), shapes.get(stem_key(arch), ())
+    return head[0] if len(head) == 2 else 1000, stem[1] if len(stem) == 4 else 3
 
 
-def new_head(arrays: Arrays, arch: Arch, num_classes: int, seed: int) -> Arrays:
+def resized(wanted: Shapes, arch: Arch, classes: int, channels: int) -> dict[str, Shape]:
+    """Return the shapes of a network for other numbers of classes and image channels."""
+    (kernel, bias), stem = head_keys(arch), stem_key(arch)
+    channels_out, _, height, width = wanted[stem]
+    new = {kernel: (classes, wanted[kernel][1]), bias: (classes,), stem: (channels_out, channels, height, width)}
+    return {**wanted, **new}
+
+
+def new_head(arch: Arch, num_classes: int, features: int, seed: int) -> Arrays:
     """Return the two tensors of a newly initialised head, in PyTorch's layout."""
     if num_classes < 1:
         raise InteropError(f"num_classes {num_classes} must be at least 1")
     kernel, bias = head_keys(arch)
-    old = arrays.get(kernel)
-    features = old.shape[1] if old is not None and old.ndim == 2 else arch.stages[-1][1]
     dense = create_model(arch, num_classes).dense(num_classes)
     params = dense.init(jax.random.key(seed), jnp.zeros((1, features)))["params"]
     return {kernel: np.asarray(params["kernel"]).T, bias: np.asarray(params["bias"])}
@@ -140,10 +180,44 @@ def fold_stem(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     return kernel.sum(2, keepdims=True)
 
 
-def check_same(arrays: Arrays, leaves: Mapping[str, Leaf], arch: Arch) -> None:
+def check_head(shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
+    """Raise InteropError if all tensors but the head's are there, as in a file of a backbone."""
+    head = set(head_keys(arch))
+    if wanted.keys() - shapes.keys() == head:
+        extra = sorted(shapes.keys() - wanted.keys())
+        others = f"; {len(extra)} other tensors: {listed(extra)}" if extra else ""
+        raise InteropError(
+            f"the weights have no head of one layer ({', '.join(sorted(head, reverse=True))} are missing{others}): "
+            'a new one needs --head reset --num-classes N (in Python head="reset", num_classes=N)'
+        )
+
+
+def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
     """Raise InteropError if the keys or shapes differ from the network's."""
-    if text := differences(arrays, {key: leaf.torch_shape for key, leaf in leaves.items()}):
-        raise InteropError(f"not the weights of {arch.name}: {text}; {closest(arrays)}")
+    text = differences(shapes, wanted)
+    if not text:
+        return
+    if reason := unfitting(shapes, wanted, arch) or recognised(match.entry.tensors):
+        raise InteropError(f"not the weights of {arch.name}: {reason}")
+    outside = any(not key.startswith(match.prefix) for key in match.rest)
+    hint = f"; --entry {match.path} leaves out the tensors without the prefix {match.prefix}" if outside else ""
+    raise InteropError(f"not the weights of {arch.name}: {text}; {closest(match.entry.tensors)}{hint}")
+
+
+def unfitting(shapes: Shapes, wanted: Shapes, arch: Arch) -> str:
+    """Return what a file has beside the network: squeeze-and-excitation or projected shortcuts. Empty for another."""
+    extra = shapes.keys() - wanted.keys()
+    if wanted.keys() - shapes.keys() or not extra:
+        return ""
+    if all(".se.fc" in key for key in extra):
+        return "it has squeeze-and-excitation; add --squeeze-excitation (in Python squeeze_excitation=True)"
+    if not arch.pad_shortcut or not all(".0.downsample." in key or ".0.shortcut." in key for key in extra):
+        return ""
+    return (
+        f"its shortcuts are convolutions ({min(extra)}); those of {arch.name} have no parameters (arXiv:1512.03385, "
+        "option A), and no small network of list_models() has convolutions there. In Python give "
+        f'from_torch this architecture: dataclasses.replace(get_arch("{arch.name}"), pad_shortcut=False)'
+    )
 
 
 def check_finite(arrays: Arrays) -> None:
@@ -152,9 +226,9 @@ def check_finite(arrays: Arrays) -> None:
         raise InteropError(f"NaN or infinite numbers in {listed(bad)}; allow_nan=True (--allow-nan) accepts them")
 
 
-def differences(held: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> str:
+def differences(held: Shapes, wanted: Shapes) -> str:
     """Describe missing and unused keys and different shapes by their first names and counts. Empty if all match."""
-    shapes = [f"{k} is {a.shape}, not {wanted[k]}" for k, a in held.items() if k in wanted and a.shape != wanted[k]]
+    shapes = [f"{k} is {shape}, not {wanted[k]}" for k, shape in held.items() if wanted.get(k, shape) != shape]
     kinds = {
         "missing": sorted(wanted.keys() - held.keys()),
         "unused": sorted(held.keys() - wanted.keys()),
@@ -163,24 +237,30 @@ def differences(held: Arrays, wanted: Mapping[str, tuple[int, ...]]) -> str:
     return "; ".join(f"{len(names)} {kind}: {listed(names)}" for kind, names in kinds.items() if names)
 
 
-def closest(arrays: Arrays) -> str:
+def closest(tensors: Tensors) -> str:
     """Describe the architectures whose keys and shapes match these best, without the head."""
-    shares = {name: share(arrays, arch) for name, arch in ARCHS.items()}
-    best = sorted((name for name in shares if shares[name] > CLOSE), key=lambda name: -shares[name])[:3]
+    shares = {name: share(tensors, arch) for name, arch in ARCHS.items()}
+    best = sorted((name for name in shares if shares[name][0] > CLOSE), key=lambda name: -shares[name][0])[:3]
     if not best:
         return "no known architecture is close"
-    return "closest: " + ", ".join(f"{name} ({shares[name]:.0%} of the tensors match)" for name in best)
+    names = [f"{name}{shares[name][1]} ({shares[name][0]:.0%} of the tensors match)" for name in best]
+    return "closest: " + ", ".join(names)
 
 
-def share(arrays: Arrays, arch: Arch) -> float:
-    """Return the share of tensors, of those in either, that match by key and shape."""
-    held = frozenset((key, array.shape) for key, array in arrays.items() if key not in head_keys(arch))
-    wanted = body(arch, sizes(arrays, arch)[1])
-    return len(held & wanted) / len(held | wanted)
+def share(tensors: Tensors, arch: Arch) -> tuple[float, str]:
+    """Return the share of tensors, of those in either, that match by key and shape; and the --stem that they need."""
+    shapes, stem, flag = body(arch), stem_key(arch), ""
+    match = max(matches(tensors, arch, shapes), key=rank)
+    same, kernel = match.same_shape, tensors.get(match.keys.get(stem, ""))
+    other = {"standard": ("small", 3), "small": ("standard", 7)}[arch.stem]
+    if kernel is not None and tuple(kernel.shape[2:]) == (other[1], other[1]) and same == len(match.keys) - 1:
+        same, flag = same + 1, f" --stem {other[0]}"
+    count = sum(not below_head(match.prefix, key) for key in match.entry.tensors)
+    return same / (count + len(shapes) - same), flag
 
 
 @cache
-def body(arch: Arch, in_channels: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+def body(arch: Arch) -> dict[str, Shape]:
     """Return the keys and shapes of a network's state dict, without the head."""
-    leaves = torch_leaves(arch, create_model(arch), in_channels)
-    return frozenset((key, leaf.torch_shape) for key, leaf in leaves.items() if key not in head_keys(arch))
+    leaves = torch_leaves(arch, create_model(arch), 3)
+    return {key: leaf.torch_shape for key, leaf in leaves.items() if key not in head_keys(arch)}

@@ -4,6 +4,7 @@ from resnet_jax.runs.config import Config, DataConfig, ModelConfig, OptimConfig,
 from resnet_jax.runs.fit import RunResult, Stopped, fit
 from resnet_jax.runs.flags import load_recipe
 from resnet_jax.runs.grown_run import grow_run
+from resnet_jax.runs.opened import open_weights
 from resnet_jax.runs.predictor import Predictor, load
 from resnet_jax.runs.trainer import Trainer
 
@@ -21,4 +22,5 @@ __all__ = [
     "grow_run",
     "load",
     "load_recipe",
+    "open_weights",
 ]

@@ -62,7 +62,8 @@ class ModelConfig:
     remat: bool = False
     """Recompute the activations inside blocks in the backward pass: less memory, a third more time."""
     pretrained: str = ""
-    """Folder of converted weights to start from (python -m resnet_jax convert)."""
+    """Weights to start from: a folder of converted weights (python -m resnet_jax convert), the folder of a run, or a
+    file of PyTorch."""
     freeze: bool = False
     """Train the head alone. The other parts keep their weights, and their batch norms keep their statistics."""
     grow: str = ""

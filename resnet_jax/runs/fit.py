@@ -59,7 +59,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     info = build.info_of(config.data, own) if own else build.named_info(config.data)
     check_batch(config.batch_size, info.num_train, len(devices))
     model = build.make_model(config, get_arch(config.arch), info, dtype)
-    pretrained = read_pretrained(config, model, info.image_shape[-1])
+    pretrained = read_pretrained(config, model, info)
     run_dir = rundir.choose(config)
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)

@@ -9,12 +9,13 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.errors import CheckpointError
+from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config, from_dict
+from resnet_jax.runs.converted import is_converted, parts_of
 from resnet_jax.runs.hardware import prediction_dtype
 from resnet_jax.runs.pictures import as_stacks, batches
 from resnet_jax.runs.stored import understood
@@ -83,10 +84,18 @@ class Predictor:
 def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     """The predictor of a run's best checkpoint: by validation accuracy, or the latest without a validation part.
 
-    model: needed for a run of a Trainer, whose folder does not say how to build the network. A damaged checkpoint is
-    reported, and the next best one is used. CheckpointError for a folder without a good checkpoint.
+    Also of a folder that `convert` made. model: needed for a run of a Trainer, whose folder does not say how to build
+    the network. A damaged checkpoint is reported, and the next best one is used. Raises CheckpointError for a folder
+    without a good checkpoint, InteropError for damaged converted weights.
     """
     path = Path(run_dir).expanduser()
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; python -m resnet_jax convert makes a folder of it that load opens")
+    if is_converted(path):
+        if model is not None:
+            raise ConfigError(f"{path}: convert made this folder, which names its network; call load without a model")
+        network, variables, info, preprocess, arch = parts_of(path)
+        return Predictor(network, jax.device_put(variables), info, preprocess, arch=arch)
     with Checkpoints(path, read_only=True) as checkpoints:
         return checkpoints.first_good(checkpoints.ranked(), lambda step: _read(checkpoints, step, model))
 

@@ -1,9 +1,12 @@
 """Files of state dicts and folders of weights: round trips, and the messages for invalid files."""
 
+import contextlib
+import io
 import json
 import pickle
 import struct
 import sys
+import zipfile
 from pathlib import Path
 
 import flax_side
@@ -11,11 +14,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import seeded
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax import numpy as jnp
 
 from resnet_jax import create_model, to_torch
 from resnet_jax.errors import InteropError
 from resnet_jax.interop import Weights, load_weights, read_state_dict, save_weights, write_state_dict
+from resnet_jax.interop.pickled import Placeholder, read
+from resnet_jax.interop.torch_file import Storage, Storages, Tensor, build
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 VARIABLES = flax_side.variables(create_model("resnet20"), (1, 32, 32, 3))
 STATE = to_torch(VARIABLES, "resnet20")
 
@@ -54,8 +63,6 @@ def header(text: bytes) -> bytes:
 
 
 BAD_SAFETENSORS = {
-    "empty": b"",
-    "no header": b"not a safetensors file at all",
     "header too long": struct.pack("<Q", 2**40) + b"{}",
     "header not JSON": header(b"{nonsense"),
     "offsets past the end": header(b'{"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}'),
@@ -76,12 +83,90 @@ def test_a_truncated_safetensors_file(tmp_path):
     refused(lambda: read_state_dict(path), "damaged")
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("BF16", 2), ("F16", 2), ("F64", 8), ("I32", 4)])
-def test_only_float32_is_accepted(dtype, size, tmp_path):
-    """bfloat16 is reported too, although numpy has no such type."""
-    about = {"a.weight": {"dtype": dtype, "shape": [2], "data_offsets": [0, 2 * size]}}
-    (tmp_path / "a.safetensors").write_bytes(header(json.dumps(about).encode()) + bytes(2 * size))
-    refused(lambda: read_state_dict(tmp_path / "a.safetensors"), f"a.weight is {dtype}", "only float32")
+TYPES = {
+    "BF16": (b"\x00\x40", jnp.bfloat16),  # 2.0
+    "F16": (b"\x00\x40", np.float16),
+    "F64": (struct.pack("<d", 2), np.float64),
+    "I32": (struct.pack("<i", 2), np.int32),
+    "U8": (b"\x02", np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_the_types_of_safetensors(name, tmp_path):
+    """bfloat16 too, although numpy has no such type of its own."""
+    number, dtype = TYPES[name]
+    about = {"a": {"dtype": name, "shape": [2, 1], "data_offsets": [0, 2 * len(number)]}}
+    (tmp_path / "a.safetensors").write_bytes(header(json.dumps(about).encode()) + 2 * number)
+    array = read_state_dict(tmp_path / "a.safetensors")["a"]
+    assert (array.shape, array.dtype) == ((2, 1), dtype)
+    assert (array == 2).all()
+
+
+def test_a_type_that_numpy_lacks(tmp_path):
+    about = {"a.weight": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}
+    (tmp_path / "a.safetensors").write_bytes(header(json.dumps(about).encode()) + bytes(2))
+    refused(lambda: read_state_dict(tmp_path / "a.safetensors"), "a.weight is F8_E4M3", "float32")
+
+
+def zipped(*names: str) -> bytes:
+    """A ZIP archive of empty files."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"")
+    return content.getvalue()
+
+
+CONTENTS = {  # of files that are no weights -> what the message says
+    b"": "is empty",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n": "git lfs pull",
+    b"<!DOCTYPE html><html>Not found</html>": "a web page",
+    b"\n <html><body>": "a web page",
+    b'{"metadata": {"total_size": 1}}': "a JSON file",
+    b"Not Found": "a text file ('Not Found')",
+    b"\x89HDF\r\n\x1a\n" + bytes(64): "HDF5 file, such as Keras writes",
+    b"GGUF" + bytes(64): "GGUF",
+    b"\x93NUMPY\x01\x00" + bytes(64): "numpy.savez",
+    b"\x08\x07\x12\x07pytorch" + bytes(64): "ONNX",
+    b"\x1f\x8b\x08" + bytes(64): "unpack it",
+    b"\x12\x01" + bytes(64): "MXNet",
+    bytes(257) + b"ustar" + bytes(64): "unpack it",
+    pickle.dumps({"a": 1}): "a pickle that torch.save did not write",
+    pickle.dumps({"a": 1}, 2): "a pickle that torch.save did not write",
+    b"PK\x03\x04" + bytes(64): "damaged or incomplete",
+    zipped("m/code/a.py", "m/constants.pkl", "m/data.pkl"): "TorchScript",
+    zipped("config.json", "model.weights.h5"): "Keras",
+    zipped("notes.txt"): "a ZIP archive of notes.txt",
+    bytes(64): "unknown file type, or damaged",
+}
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_the_content_tells_what_a_file_is(name, tmp_path):
+    for content, says in CONTENTS.items():
+        (tmp_path / name).write_bytes(content)
+        refused(lambda: read_state_dict(tmp_path / name), name, says)
+
+
+@pytest.mark.parametrize("name", ["a", "a.pth", "a.pth.tar", "a.th", "a.ckpt", "a.params", "a.weights", "a.h5"])
+def test_the_ending_tells_nothing(name, tmp_path):
+    for content in (FIXTURES / "torch_new.pth", FIXTURES / "torch_old.pth"):
+        (tmp_path / name).write_bytes(content.read_bytes())
+        assert read_state_dict(tmp_path / name)["epoch"] == 3
+    np.savez(tmp_path / "b.npz", a=np.arange(3))
+    safetensors.numpy.save_file({"a": np.arange(3)}, tmp_path / "b.safetensors")
+    for other in ("b.npz", "b.safetensors"):
+        (tmp_path / name).write_bytes((tmp_path / other).read_bytes())
+        np.testing.assert_array_equal(read_state_dict(tmp_path / name)["a"], np.arange(3))
+
+
+def test_a_header_may_have_any_length(tmp_path):
+    """Also one whose first byte is another format's: {, < or a pickle's."""
+    for length in (0x3C, 0x7B, 0x80, 0x108, 0x280):
+        about = json.dumps({"a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode().ljust(length)
+        (tmp_path / "a").write_bytes(header(about) + b"\x07")
+        assert read_state_dict(tmp_path / "a")["a"] == [7]
 
 
 def test_counters_may_have_another_type(tmp_path):
@@ -91,22 +176,16 @@ def test_counters_may_have_another_type(tmp_path):
 
 
 def test_other_kinds_of_files_are_refused(tmp_path):
-    (tmp_path / "a.onnx").write_bytes(b"x")
     refused(lambda: read_state_dict(tmp_path), "is a folder; give a .safetensors or .pth file")
     refused(lambda: read_state_dict(tmp_path / "none.pth"), "there is no such file")
-    refused(lambda: read_state_dict(tmp_path / "a.onnx"), "unknown file type", ".safetensors", ".pth")
     refused(lambda: write_state_dict(tmp_path / "a.onnx", STATE), "unknown file type")
     refused(lambda: write_state_dict(tmp_path / "none/a.safetensors", STATE), "cannot be written")
     refused(lambda: write_state_dict("/proc/a.safetensors", STATE), "cannot be written")
 
 
-def test_without_torch_a_pth_file_is_not_opened(tmp_path, monkeypatch):
-    """No other code unpickles it either."""
-    (tmp_path / "a.pth").write_bytes(pickle.dumps(Tripwire(tmp_path / "ran")))
+def test_without_torch_a_pth_file_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # import torch raises ImportError
-    refused(lambda: read_state_dict(tmp_path / "a.pth"), "pip install torch", "convert the file to .safetensors")
     refused(lambda: write_state_dict(tmp_path / "b.pth", STATE), "pip install torch")
-    assert not (tmp_path / "ran").exists()
 
 
 class Tripwire:
@@ -124,22 +203,104 @@ def test_tripwire_works(tmp_path):
     assert (tmp_path / "ran").exists()
 
 
-def test_with_torch_pth_files_are_read_and_nothing_in_them_is_run(tmp_path):
+@pytest.mark.parametrize("name", ["torch_new.pth", "torch_old.pth"])
+def test_files_of_torch_save(name):
+    """In both formats, without torch: the types, and tensors that are views of a storage."""
+    held, numbers = read_state_dict(FIXTURES / name), np.arange(12, dtype=np.float32)
+    state = held["state_dict"]
+    expected = {
+        "transposed": numbers.reshape(3, 4).T,
+        "part": numbers[2:5],
+        "parameter": numbers.astype(np.float64),
+        "bfloat16": numbers.astype(jnp.bfloat16),
+        "float16": numbers.astype(np.float16),
+        "empty": np.zeros((0, 3), np.float32),
+        "running_var": np.ones(2, np.float32),
+    }
+    for key, value in expected.items():
+        np.testing.assert_array_equal(state[key], value)
+        assert state[key].dtype == value.dtype
+    assert (held["epoch"], state["num_batches_tracked"]) == (3, 0)
+    assert isinstance(held["args"], Placeholder)
+
+
+@pytest.mark.parametrize("name", ["torch_new.pth", "torch_old.pth"])
+def test_damaged_files_of_torch_save(name, tmp_path):
+    content = (FIXTURES / name).read_bytes()
+    for length in (len(content) - 1, len(content) // 2, 300):
+        (tmp_path / "a.pth").write_bytes(content[:length])
+        refused(lambda: read_state_dict(tmp_path / "a.pth"), "a.pth", "damaged")
+    for place in range(60, len(content) - 40, 97):  # a flipped byte: read, or refused in one line
+        (tmp_path / "a.pth").write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        with contextlib.suppress(InteropError):
+            read_state_dict(tmp_path / "a.pth")
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner) | st.tuples(inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(PLAIN, st.integers(3, pickle.HIGHEST_PROTOCOL))
+def test_plain_pickles_are_read_as_pickle_reads_them(held, protocol):
+    held = {"a": held, "b": [held, held], "c": (held, "d", 3, 4), "e": bytearray(b"f")}
+    if protocol < 5:  # bytes are a call before protocol 3, sets before 4 and byte arrays before 5
+        del held["e"]
+    assert read(io.BytesIO(pickle.dumps(held, protocol)), build, Storages().get) == held
+
+
+def torch_file(path, held, magic=False):
+    """Write an object in one of the formats of torch.save."""
+    if magic:
+        parts = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {}, held, [])]
+        path.write_bytes(b"".join(parts))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a/data.pkl", pickle.dumps(held, 2))
+
+
+class Call:
+    """A pickle of this calls a function with arguments."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("magic", [False, True])
+def test_nothing_in_a_file_is_run(magic, tmp_path):
+    for bad in (Tripwire(tmp_path / "ran"), Call(eval, ("open('ran', 'w')",)), Call(getattr, (Path, "touch"))):
+        torch_file(tmp_path / "a.pth", {"a": bad, "b": Call(bad.__reduce__()[0], ()), "c": 1}, magic)
+        held = read_state_dict(tmp_path / "a.pth")
+        assert (type(held["a"]), type(held["b"]), held["c"]) == (Placeholder, Placeholder, 1)
+    torch_file(tmp_path / "a.pth", Tripwire(tmp_path / "ran"), magic)
+    refused(
+        lambda: read_state_dict(tmp_path / "a.pth"), "a.pth: contains a ", "not a state dict; save model.state_dict()"
+    )
+    torch_file(tmp_path / "a.pth", [1, 2], magic)
+    refused(lambda: read_state_dict(tmp_path / "a.pth"), "contains a list, not a state dict")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_tensor_stays_inside_its_storage():
+    storage = Storage("<f4", 4)
+    storage.content = np.arange(4, dtype=np.float32).tobytes()
+    np.testing.assert_array_equal(Tensor(storage, 1, (2,), (2,)).array(), [1, 3])
+    for view in ((0, (5,), (1,)), (1, (2,), (3,)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (99,), (0,)), (0, (2,), ())):
+        with pytest.raises(ValueError, match=r"storage|zip"):
+            Tensor(storage, *view).array()
+
+
+def test_with_torch_both_read_the_same(tmp_path):
     torch = pytest.importorskip("torch")
     write_state_dict(tmp_path / "a.pth", STATE)
-    held = read_state_dict(tmp_path / "a.pth")
-    assert all(np.array_equal(held[key].numpy(), value) for key, value in STATE.items())
-    torch.save({"state_dict": held, "epoch": 3}, tmp_path / "b.pth")
-    assert read_state_dict(tmp_path / "b.pth").keys() == STATE.keys()
-    (tmp_path / "c.pth").write_bytes((tmp_path / "a.pth").read_bytes()[:-1000])
-    torch.save({"conv1.weight": Tripwire(tmp_path / "ran")}, tmp_path / "d.pth")
-    (tmp_path / "e.pth").write_bytes(pickle.dumps(Tripwire(tmp_path / "ran")))
-    for name in ("c", "d", "e"):  # the message leaves out torch's own, which recommends weights_only=False
-        says = f"{name}.pth: damaged, or it contains objects other than tensors (none was run); save model.state_dict()"
-        refused(lambda name=name: read_state_dict(tmp_path / f"{name}.pth"), says)
-    assert not (tmp_path / "ran").exists()
-    torch.save([1, 2], tmp_path / "f.pth")
-    refused(lambda: read_state_dict(tmp_path / "f.pth"), "contains a list, not a state dict")
+    held, ours = torch.load(tmp_path / "a.pth", weights_only=True), read_state_dict(tmp_path / "a.pth")
+    assert all(np.array_equal(held[key].numpy(), ours[key]) for key in STATE)
 
 
 def test_files_are_written_atomically(tmp_path, monkeypatch):
@@ -169,6 +330,17 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path):
     refused(lambda: save_weights(tmp_path / "full/file", weights), "is a file")
     refused(lambda: save_weights("/proc/weights", weights), "cannot be written")
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
+
+
+def test_an_older_folder_without_preprocessing(tmp_path):
+    save_weights(tmp_path / "w", Weights("resnet20", {}, VARIABLES, {"mean": [0.5], "std": [1.0]}, ("a", "b")))
+    weights = load_weights(tmp_path / "w")
+    assert (weights.preprocess, weights.class_names) == ({"mean": [0.5], "std": [1.0]}, ("a", "b"))
+    about = json.loads((tmp_path / "w/weights.json").read_text())
+    del about["preprocess"], about["class_names"]
+    (tmp_path / "w/weights.json").write_text(json.dumps(about))
+    weights = load_weights(tmp_path / "w")
+    assert (weights.preprocess, weights.class_names) == ({}, ())
 
 
 def test_damaged_folders_of_weights(tmp_path):

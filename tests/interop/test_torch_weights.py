@@ -114,7 +114,10 @@ class Tensor:
     """The part of a torch tensor's interface that from_torch uses."""
 
     def __init__(self, array, dtype):
-        self.array, self.dtype = array, dtype
+        self.array, self.dtype, self.shape = array, dtype, np.shape(array)
+
+    def float(self):
+        return Tensor(self.array.astype(np.float32), "torch.float32")
 
     def detach(self):
         return self
@@ -131,15 +134,19 @@ def test_torch_tensors_are_accepted():
         from_torch({key: Tensor(value, "torch.float32") for key, value in STATE.items()}, "resnet20"),
         from_torch(STATE, "resnet20"),
     )
-    with pytest.raises(InteropError, match=r"bn1\.bias is torch\.bfloat16"):
-        from_torch({**STATE, "bn1.bias": Tensor(None, "torch.bfloat16")}, "resnet20")
+    half = Tensor(STATE["bn1.bias"].astype(np.float16), "torch.float16")
+    held = from_torch({**STATE, "bn1.bias": half}, "resnet20")
+    np.testing.assert_array_equal(held["params"]["stem"]["bn"]["bias"], half.array)
+    with pytest.raises(InteropError, match=r"bn1\.bias is qint8"):
+        from_torch({**STATE, "bn1.bias": Tensor(STATE["bn1.bias"], "torch.qint8")}, "resnet20")
 
 
 def without(*keys):
     return {key: value for key, value in STATE.items() if key not in keys}
 
 
-HALF = {**STATE, "bn1.bias": STATE["bn1.bias"].astype(np.float16)}
+COUNT = {**STATE, "bn1.bias": STATE["bn1.bias"].astype(np.int32)}
+HUGE = {**STATE, "fc.bias": np.full(10, 1e300)}
 NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
 
 
@@ -151,11 +158,15 @@ NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
         ({**STATE, "bn1.weight": np.ones(8, np.float32)}, "resnet20", {}, ["bn1.weight is (8,), not (16,)"]),
         (STATE, "resnet32", {}, ["not the weights of resnet32", "missing", "and", "more", "closest: resnet20 (100%"]),
         (STATE, "resnet18", {}, ["unused", "closest: resnet20"]),
-        ({}, "resnet18", {}, ["missing: net.0.0.bias", "no known architecture is close"]),
+        ({}, "resnet18", {}, ["no tensor in it (it is empty)"]),
+        ({"a": STATE["fc.bias"]}, "resnet18", {}, ["missing: net.0.0.bias", "no known architecture is close"]),
         ({**STATE, "conv1.weight": STATE["bn1.bias"]}, "resnet20", {}, ["conv1.weight is (16,), not (16, 3, 3, 3)"]),
         ({**STATE, "fc.weight": STATE["bn1.bias"]}, "resnet20", {}, ["fc.weight is (16,), not (1000, 64)"]),
-        (HALF, "resnet20", {}, ["bn1.bias is float16", "float()"]),
-        ({"model": STATE}, "resnet20", {}, ["no tensor under model", "state_dict()"]),
+        (COUNT, "resnet20", {}, ["bn1.bias is int32", "save them as float32"]),
+        ({**STATE, "fc.bias": STATE["fc.bias"].astype(np.complex64)}, "resnet20", {}, ["fc.bias is complex64"]),
+        ({"model": 3}, "resnet20", {}, ["no tensor in it (model)", "state_dict()"]),
+        ([], "resnet20", {}, ["a list is not a state dict", "state_dict()"]),
+        (HUGE, "resnet20", {}, ["NaN or infinite numbers in fc.bias", "allow_nan"]),
         (NAN, "resnet20", {}, ["NaN", "layer2.0.bn1.weight", "allow_nan=True"]),
         (STATE, "resnet20", {"num_classes": 100}, ["num_classes 100", "10 classes", "reset"]),
         (STATE, "resnet20", {"in_channels": 2}, ["in_channels 2", "3 channels"]),

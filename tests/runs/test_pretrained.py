@@ -119,7 +119,7 @@ def test_bad_weights_are_told_before_anything_is_written(data_dir, tmp_path):
     good, wide = keep(tmp_path / "w", variables()), keep(tmp_path / "wide", variables(width=0.5), width=0.5)
     standard = keep(tmp_path / "standard", variables("resnet20", stem="standard"), "resnet20")
     cases = [
-        ({"pretrained": str(tmp_path / "none")}, ["there is no such folder"]),
+        ({"pretrained": str(tmp_path / "none")}, ["there is no such file or folder"]),
         ({"pretrained": good, "arch": "tiny_wide"}, ["holds tiny", "--arch tiny"]),
         ({"pretrained": wide}, ["does not fit", "batch_stats/stage1/block1", "more", "--width"]),
         ({"pretrained": standard, "arch": "resnet20"}, ["params/stem/conv/kernel", "--stem"]),
