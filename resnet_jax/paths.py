@@ -23,7 +23,7 @@ def user_path(given: str | os.PathLike[str], name: str, error: type[UserError] =
         raise error(f"{name} {given!r} is not a path; give text or a pathlib.Path") from None
     if not text.strip():
         raise error(f"{name} {text!r} is empty; give a path")
-    if any(character in text for character in "\0\n\r"):
+    if "\0" in text or text.splitlines() != [text]:
         raise error(f"{name} {text!r}: a path cannot hold a NUL or a line break; give another one")
     if VARIABLE.match(text):
         raise error(f"{name} {text}: variables are not expanded here; give the path itself, or begin it with ~")

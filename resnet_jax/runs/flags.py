@@ -33,24 +33,24 @@ class Asked:
         recipe = self.recipe or self._own_recipe()
         values = recipe_values(recipe)
         alone = changed(Config(), values)
-        config = changed(alone, self.named)
+        config = check(changed(alone, self.named))
         check_effects(config, self.named)
         try:
             check_effects(alone, [name for name in unused(config) if name in values and name not in self.named])
         except ConfigError as error:
             raise ConfigError(f"{recipe}: {error}") from None
         defaults = {name: flag.default for name, flag in flags_of(Config).items()}
-        return check(changed(config, {name: defaults[name] for name in unused(config)}))
+        return changed(config, {name: defaults[name] for name in unused(config)})
 
     def resumed(self, old: Config, run_dir: Path) -> Config:
         """The config of a run that is resumed, with the values of --config and of the flags."""
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
-        config = changed(config, {"resume": True} | self.named | {"run_dir": run_dir})
+        config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
         check_effects(config, self.named)
         source = config.data.source_dir
         if source and "source_dir" not in self.named and not Path(source).is_dir():  # the data was prepared from it
             config = changed(config, {"source_dir": ""})
-        return check(config)
+        return config
 
     def start(self) -> Config:
         """The config as it is before it is known whether a run is resumed. It is not checked."""
