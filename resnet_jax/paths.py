@@ -29,15 +29,20 @@ def user_path(given: str | os.PathLike[str], name: str, error: type[UserError] =
         raise error(f"{name} {text}: variables are not expanded here; give the path itself, or begin it with ~")
     if URL.match(text):
         return _of_url(text, name, error)
+    if text.startswith("~"):
+        return _expanded(text, name, error)
     path = Path(text)
-    if not text.startswith("~"):  # ./~ and ./gs: name files; absolute, they are not expanded when read again
-        return path.absolute() if str(path).startswith("~") or _is_special(str(path)) else path
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        user = path.parts[0][1:]
-        found = f"there is no user {user}" if user else "this user has no home folder"
-        raise error(f"{name} {text}: {found}; give the path without ~") from None
+    # ./~ and ./gs: name files; absolute, they mean the same when they are read again
+    return path.absolute() if str(path).startswith("~") or _is_special(str(path)) else path
+
+
+def _expanded(text: str, name: str, error: type[UserError]) -> Path:
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
+        user = text[1:].partition(os.sep)[0]
+        found = f"there is no user {user}" if user else "the home folder is unknown"
+        raise error(f"{name} {text}: {found}; give the path without ~")
+    return Path(expanded)
 
 
 def _is_special(text: str) -> bool:
