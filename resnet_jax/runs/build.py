@@ -146,7 +146,10 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     elif config.schedule == "step":
-        decays = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
+        decays: dict[int, float] = {}
+        for epoch in config.decay_epochs:  # several epochs may fall on one step
+            step = round(epoch * steps_per_epoch) - warmup
+            decays[step] = decays.get(step, 1.0) * config.decay_factor
         main = optax.piecewise_constant_schedule(config.learning_rate, decays)
     else:
         main = optax.constant_schedule(config.learning_rate)

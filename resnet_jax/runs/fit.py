@@ -75,7 +75,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         growth, signals = build.make_growth(config, arch, info, dtype, axis_name), StopSignals()
         trainer = build.make_trainer(config, info, devices)
         tqdm.write(f"{arch.name} on {hardware.describe(devices, dtype)}")
-        report_unused(config, devices)
+        report_unused(config, devices, steps=info.num_train // config.batch_size)
         model = build.make_model(config, arch, info, dtype)
         loop = trainer.make_loop(model, dataset, pretrained if latest is None else None)
         announce_start(config, place, latest, pretrained)
@@ -88,13 +88,15 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     return RunResult(result.variables, result.history, result.state, result.stopped, run_dir)
 
 
-def report_unused(config: Config, devices: list[Device]) -> None:
-    """Print the options that have no effect on these devices."""
+def report_unused(config: Config, devices: list[Device], steps: int) -> None:
+    """Print the options that have no effect on these devices, in epochs of so many steps."""
     kernels, platform = config.run.cpu_kernels, devices[0].platform
     if kernels != "auto" and platform != "cpu":
         tqdm.write(f"--cpu-kernels {kernels} has no effect on a {platform}")
     if not config.run.sync_batch_norm and len(devices) == 1:
         tqdm.write("--no-sync-batch-norm has no effect on one device")
+    if config.optim.warmup_epochs and not round(config.optim.warmup_epochs * steps):
+        tqdm.write(f"--warmup-epochs {config.optim.warmup_epochs} has no effect in epochs of {steps} steps")
 
 
 def recorders(
