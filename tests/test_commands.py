@@ -215,7 +215,8 @@ def test_the_first_word_says_what_to_do(capsys):
 
 
 BAD = {
-    "convert": "--out",
+    "convert": "SOURCE is needed: ",
+    "convert a.safetensors": "--out is needed: ",
     "convert a.safetensors --out w": "--arch NAME is needed",
     "convert a.safetensors --arch resnet21 --out w": "unknown architecture 'resnet21': did you mean resnet",
     "convert a.safetensors --arch resnet32 --out w": "not the weights of resnet32: 60 missing: layer1.3.bn1.bias, ",
@@ -245,10 +246,10 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --class-names full/file": "has 0 names; the weights have 10",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
-    "export": "the run's folder, or a folder that convert made. (required)",
+    "export": "RUN_DIR is needed: the run's folder, or a folder that convert made.",
     "grow full --stage 1 --out w": "full: no run is kept there",
     "grow full --stage 1": "--out",
-    "grow full --stage x --out w": "Error parsing --stage: invalid literal",
+    "grow full --stage x --out w": "--stage x: give a whole number",
     "grow full --stage 1 --out full": "--out full exists; give another folder",
     "grow full --stage 1 --out full/deeper": "--out full/deeper is inside full, which does not change",
     "grow full --stage 1 --out w/../full/deeper": "--out w/../full/deeper is inside full, which does not change",

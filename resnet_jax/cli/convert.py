@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import tyro
 
 from resnet_jax.cli.options import OptionalInt, Stem, flag_of, options_of
 from resnet_jax.errors import ConfigError, InteropError
 from resnet_jax.interop import Weights, save_weights, to_torch, write_state_dict
+from resnet_jax.runs.argv import Positional, parse_as
 from resnet_jax.runs.converted import sizes
-from resnet_jax.runs.flags import parse_as
 from resnet_jax.runs.opened import open_weights
+from resnet_jax.runs.values import PathText
 
-Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Source = Annotated[PathText, Positional("SOURCE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Convert:
     source: Source
     """A file of weights (.safetensors, .pth or .npz; its content tells), a run's folder (its best checkpoint), or a
     folder of converted weights."""
-    out: str
+    out: PathText
     """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
     """The architecture of a file. A folder says it itself."""

@@ -8,7 +8,8 @@ from resnet_jax.cli.options import RunDir
 from resnet_jax.errors import listed
 from resnet_jax.interop.export import PLATFORMS, export_program
 from resnet_jax.runs import load
-from resnet_jax.runs.flags import parse_as
+from resnet_jax.runs.argv import parse_as
+from resnet_jax.runs.values import PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Export:
 
     run_dir: RunDir
     """The run's folder, or a folder that convert made."""
-    out: str = ""
+    out: PathText = ""
     """The file to write. Empty: RUN_DIR/predict.jax_export."""
 
 

@@ -10,6 +10,7 @@ from jax import numpy as jnp
 from resnet_jax import ops
 from resnet_jax.errors import InteropError
 from resnet_jax.ops.precision import without_x64
+from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -30,7 +31,7 @@ def export_program(
     jax.export by hand refuses a network with the native kernels: they have no compatibility guarantee. A later version
     of jax reads the file for 6 months after this version's release: export again from the run's folder after that.
     """
-    path = Path(path)
+    path = user_path(path, "--out", InteropError)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
     with ops.cpu_kernels("xla"):  # the native kernels may be missing on the machine that runs the file

@@ -21,6 +21,7 @@ from jax import numpy as jnp
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
 from resnet_jax.interop.torch_file import load_torch
+from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
 ENDING = ".safetensors"
@@ -58,7 +59,7 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
     The content shows the type, not the name. A checkpoint is returned as it is, with its entries; from_torch finds
     the weights in it. Raises InteropError if the file cannot be read.
     """
-    path = Path(path)
+    path = user_path(path, "path", InteropError)
     check_file(path)
     kind = format_of(path)
     if kind == NPZ:
@@ -110,7 +111,7 @@ def read_pth(path: Path) -> dict[str, Any]:
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a .safetensors or .pth file atomically. A .pth file needs torch; torch.load(weights_only=True) reads it."""
-    path = Path(path)
+    path = user_path(path, "path", InteropError)
     if path.suffix == ENDING:
         save = safetensors.numpy.save_file
     elif path.name.endswith(PICKLES):
@@ -135,7 +136,7 @@ def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
 
 def save_weights(folder: str | Path, weights: Weights) -> None:
     """Write the variables, the architecture and its options to a new or empty folder."""
-    folder = Path(folder)
+    folder = user_path(folder, "folder", InteropError)
     flat = traverse_util.flatten_dict(weights.variables, sep="/")
     try:
         if folder.exists() and not folder.is_dir():
@@ -154,7 +155,7 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
 
 def load_weights(folder: str | Path) -> Weights:
     """Read the weights that save_weights wrote. Raises InteropError if they are missing or damaged."""
-    folder = Path(folder)
+    folder = user_path(folder, "folder", InteropError)
     if folder.is_file():
         raise InteropError(f"{folder} is a file; python -m resnet_jax convert makes a folder of weights from it")
     if not folder.exists():

@@ -12,7 +12,9 @@ from tqdm import tqdm
 
 from resnet_jax import ops
 from resnet_jax.cores import cpu_count
+from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import Dtype
+from resnet_jax.paths import user_path
 from resnet_jax.training.parallel import Device
 
 CACHE_DIR, CACHE_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
@@ -89,13 +91,15 @@ def compile_cache(wanted: bool = True) -> Iterator[None]:
 
 def cache_folder() -> str | None:
     """The folder for compiled programs, which is made if it does not exist; None, and a line, if it is not writable."""
-    folder = os.path.join(os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache"), "resnet_jax")
-    reason = "the home folder is unknown"
-    if not folder.startswith("~"):
+    try:
+        folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "resnet_jax"
         reason = f"{folder} cannot be written to"
-        with contextlib.suppress(OSError):
-            os.makedirs(folder, exist_ok=True)
-            if os.access(folder, os.W_OK | os.X_OK):
-                return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK | os.X_OK):
+            return str(folder)
+    except ConfigError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = f"{folder} cannot be made ({error.strerror})"
     tqdm.write(f"compiled programs are not kept: {reason}; XDG_CACHE_HOME names another folder for caches")
     return None

@@ -12,6 +12,7 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.ops.precision import without_x64
+from resnet_jax.paths import user_path
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config, from_dict
@@ -88,7 +89,7 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     the network. A damaged checkpoint is reported, and the next best one is used. Raises CheckpointError for a folder
     without a good checkpoint, InteropError for damaged converted weights.
     """
-    path = Path(run_dir).expanduser()
+    path = user_path(run_dir, "run_dir")
     if path.is_file():
         raise CheckpointError(f"{path} is a file; python -m resnet_jax convert makes a folder of it that load opens")
     if is_converted(path):
