@@ -46,7 +46,10 @@ def native_bfloat16() -> str:
     """
     if native_problem() is not None:
         return ""
-    isa = ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; the values are those of dnnl.h
+    try:
+        isa = ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; the values are in dnnl_types.h
+    except (OSError, AttributeError):
+        return ""  # a build that cannot be asked
     if isa & AVX512_BF16 == AVX512_BF16:
         return "fast"
     return "slow" if isa & AVX512 == AVX512 else ""

@@ -1,6 +1,7 @@
 """Pictures as users give them, as batches of the size and the channels that a network takes."""
 
 import functools
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ def as_stacks(images: Any, image_shape: Sequence[int]) -> list[np.ndarray]:
     image_shape: (H, W, C) of the training images. ConfigError for anything that is no picture for the network.
     """
     channels = image_shape[-1]
+    if isinstance(images, str | os.PathLike):
+        raise ConfigError(f"images {str(images)!r}: give the picture itself: PIL.Image.open({str(images)!r})")
     if isinstance(images, Image.Image):
         return [_of_pillow(images, channels)]
     if isinstance(images, list | tuple) and any(isinstance(x, Image.Image) or _ndim(x) >= 2 for x in images):

@@ -111,7 +111,8 @@ def test_another_size_is_resized(run_dir):
         (np.full((2, 8, 8, 1), -1), "dtype int64, from -1 to -1: use integers"),
         (np.zeros((2, 8, 8, 1), bool), "dtype bool: use uint8"),
         (np.zeros((8, 8), complex), "dtype complex128: use uint8"),
-        ("picture.png", "use uint8"),
+        ("cat.png", r"give the picture itself: PIL.Image.open\('cat.png'\)"),
+        (["cat.png"], "dtype <U7: use uint8"),
         ([[1, 2], [3]], "images: no array"),
         ([np.zeros((5, 8, 8), np.uint8)], r"picture 0 of shape \(5, 8, 8\): this network takes"),
         (
