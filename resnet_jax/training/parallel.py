@@ -41,7 +41,7 @@ def pick_devices(asked: int | Sequence[Device]) -> list[Device]:
 
 def local_devices() -> list[Device]:
     """The devices of this process; ConfigError if JAX cannot start them, or if there are several processes."""
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.values["jax_platforms"]
     try:
         devices = jax.local_devices()
     except (RuntimeError, AssertionError) as error:  # JAX raises an empty AssertionError for a missing "cuda"

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jax import numpy as jnp
 
 from resnet_jax.data import DATASETS, from_arrays
 from resnet_jax.runs import DataConfig
@@ -59,7 +60,7 @@ def test_mean_and_deviation_of_each_channel(name):
     assert info.mean_std == MEAN_STD[name]
     images = np.random.default_rng(0).integers(0, 256, (2, *info.image_shape), np.uint8)
     mean, std = (np.array(values, np.float64) for values in MEAN_STD[name])
-    found = make_preprocess(config, info).evaluate(images)
+    found = make_preprocess(config, info).evaluate(jnp.asarray(images))
     np.testing.assert_allclose(found, (images / 255 - mean) / std, rtol=1e-5, atol=1e-5)
 
 
