@@ -93,13 +93,13 @@ def cache_folder() -> str | None:
     """The folder for compiled programs, which is made if it does not exist; None, and a line, if it is not writable."""
     try:
         folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "resnet_jax"
-        reason = f"{folder} cannot be written to"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK | os.X_OK):
             return str(folder)
+        reason = f"{folder} cannot be written to"
     except ConfigError as error:
         reason = str(error)
     except OSError as error:
-        reason = f"{folder} cannot be made ({error.strerror})"
+        reason = f"{error.filename} cannot be made ({error.strerror})"
     tqdm.write(f"compiled programs are not kept: {reason}; XDG_CACHE_HOME names another folder for caches")
     return None
