@@ -73,8 +73,8 @@ class Machine:
             self.since_mark()
         elif name == "PERSID":
             stack.append(self.persistent(argument))
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            self.containers(name) or self.calls(name, argument) or self.literal(name, argument)
+        elif name not in ("PROTO", "FRAME", "STOP") and not (self.containers(name) or self.calls(name, argument)):
+            self.literal(name, argument)
 
     def literal(self, name: str, argument: Any) -> None:
         """Push a number, a text or bytes."""
