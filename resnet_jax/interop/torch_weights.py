@@ -62,21 +62,14 @@ def from_torch(
     match, tensors = find(state_dict, arch, wanted, entry=entry, reset=head == "reset", report=report)
     if head == "reset":
         tensors |= new_head(arch, 10 if num_classes is None else num_classes, wanted[head_keys(arch)[0]][1], seed)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    check_head(shapes, wanted, arch)
-    classes, channels = sizes(shapes, arch)
-    check_same(match, shapes, resized(wanted, arch, classes, channels), arch)
-    if num_classes is not None and num_classes != classes:
-        hint = 'add head="reset" (--head reset)'
-        raise InteropError(f"num_classes {num_classes}: the file has {classes} classes; {hint}")
+    check_same(match, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, wanted, arch, num_classes)
     report_match(match, report)
     arrays = as_arrays(tensors, report)
     if in_channels is not None:
         fold_channels(arrays, arch, in_channels)
     if not allow_nan:
         check_finite(arrays)
-    flat = {leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()}
-    return traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict({leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()})
 
 
 def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> Arrays:
@@ -192,10 +185,16 @@ def check_head(shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
         )
 
 
-def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
-    """Raise InteropError if the keys or shapes differ from the network's."""
+def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch, num_classes: int | None) -> None:
+    """Raise InteropError if the keys, the shapes or the number of classes differ from the network's."""
+    check_head(shapes, wanted, arch)
+    classes, channels = sizes(shapes, arch)
+    wanted = resized(wanted, arch, classes, channels)
     text = differences(shapes, wanted)
     if not text:
+        if num_classes not in (None, classes):
+            hint = 'add head="reset" (--head reset)'
+            raise InteropError(f"num_classes {num_classes}: the file has {classes} classes; {hint}")
         return
     if reason := unfitting(shapes, wanted, arch) or recognised(match.entry.tensors):
         raise InteropError(f"not the weights of {arch.name}: {reason}")
