@@ -39,14 +39,14 @@ def from_torch(
 ) -> dict[str, Any]:
     """Convert a state dict of numpy or torch tensors to Flax variables {"params": ..., "batch_stats": ...}.
 
-    The variables are numpy float32 arrays. A checkpoint that has the state dict in one of its entries, a prefix of all
-    keys and the names of other codebases are accepted (see docs/pytorch_weights.md).
+    The variables are numpy float32 arrays. Entries of a checkpoint, prefixes and the names of other codebases are
+    understood (docs/pytorch_weights.md).
     head: "keep" keeps the head; "reset" initialises a new head of num_classes (default 10) from `seed`.
     in_channels: 1 sums the kernel of an RGB stem over its input channels. On a grey image the result equals that of
     the RGB network on three copies of the image.
-    allow_nan: accept NaN and infinite numbers. options: stem, width and squeeze_excitation of create_model.
-    entry: the dotted path of an entry or prefix, needed if several fit the network. report: takes one line for each
-    thing that was understood or changed, such as print; the default logs them.
+    allow_nan: accept NaN and infinite numbers. entry: the dotted path of an entry or prefix, needed if several fit.
+    report: takes a line, such as print, for each thing that was understood or changed; the default logs it.
+    options: stem, width and squeeze_excitation of create_model.
     The running variance is copied unchanged, so evaluation matches PyTorch. PyTorch averages unbiased variances and
     Flax biased ones. In further training each new variance is therefore smaller by a factor of 1 - 1/n, where n is
     the number of values per channel.
