@@ -29,6 +29,7 @@ class Mark:
 Build = Callable[[Any, tuple[Any, ...]], Any]  # a Global or something else, and arguments -> an object
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 EMPTY = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set, "EMPTY_TUPLE": tuple}
+HEADERS = ("PROTO", "FRAME", "STOP")
 LITERALS = ("INT", "LONG", "FLOAT", "STRING", "UNICODE", "BYTE", "BIN", "SHORT_BIN")  # first parts of names
 PUTS, GETS = ("PUT", "BINPUT", "LONG_BINPUT"), ("GET", "BINGET", "LONG_BINGET")
 
@@ -73,7 +74,7 @@ class Machine:
             self.since_mark()
         elif name == "PERSID":
             stack.append(self.persistent(argument))
-        elif name not in ("PROTO", "FRAME", "STOP") and not (self.containers(name) or self.calls(name, argument)):
+        elif name not in HEADERS and not self.containers(name) and not self.calls(name, argument):
             self.literal(name, argument)
 
     def literal(self, name: str, argument: Any) -> None:

@@ -39,14 +39,14 @@ def from_torch(
 ) -> dict[str, Any]:
     """Convert a state dict of numpy or torch tensors to Flax variables {"params": ..., "batch_stats": ...}.
 
-    The variables are numpy float32 arrays. A checkpoint that has the state dict in one of its entries, a prefix of all
-    keys and the names of other codebases are accepted (see docs/pytorch_weights.md).
+    The variables are numpy float32 arrays. Entries of a checkpoint, prefixes and the names of other codebases are
+    understood (docs/pytorch_weights.md).
     head: "keep" keeps the head; "reset" initialises a new head of num_classes (default 10) from `seed`.
     in_channels: 1 sums the kernel of an RGB stem over its input channels. On a grey image the result equals that of
     the RGB network on three copies of the image.
-    allow_nan: accept NaN and infinite numbers. options: stem, width and squeeze_excitation of create_model.
-    entry: the dotted path of an entry or prefix, needed if several fit the network. report: takes one line for each
-    thing that was understood or changed, such as print; the default logs them.
+    allow_nan: accept NaN and infinite numbers. entry: the dotted path of an entry or prefix, needed if several fit.
+    report: takes a line, such as print, for each thing that was understood or changed; the default logs it.
+    options: stem, width and squeeze_excitation of create_model.
     The running variance is copied unchanged, so evaluation matches PyTorch. PyTorch averages unbiased variances and
     Flax biased ones. In further training each new variance is therefore smaller by a factor of 1 - 1/n, where n is
     the number of values per channel.
@@ -62,21 +62,14 @@ def from_torch(
     match, tensors = find(state_dict, arch, wanted, entry=entry, reset=head == "reset", report=report)
     if head == "reset":
         tensors |= new_head(arch, 10 if num_classes is None else num_classes, wanted[head_keys(arch)[0]][1], seed)
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    check_head(shapes, wanted, arch)
-    classes, channels = sizes(shapes, arch)
-    check_same(match, shapes, resized(wanted, arch, classes, channels), arch)
-    if num_classes is not None and num_classes != classes:
-        hint = 'add head="reset" (--head reset)'
-        raise InteropError(f"num_classes {num_classes}: the file has {classes} classes; {hint}")
+    check_same(match, {key: tuple(tensor.shape) for key, tensor in tensors.items()}, wanted, arch, num_classes)
     report_match(match, report)
     arrays = as_arrays(tensors, report)
     if in_channels is not None:
         fold_channels(arrays, arch, in_channels)
     if not allow_nan:
         check_finite(arrays)
-    flat = {leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()}
-    return traverse_util.unflatten_dict(flat)
+    return traverse_util.unflatten_dict({leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()})
 
 
 def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> Arrays:
@@ -192,10 +185,16 @@ def check_head(shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
         )
 
 
-def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch) -> None:
-    """Raise InteropError if the keys or shapes differ from the network's."""
+def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch, num_classes: int | None) -> None:
+    """Raise InteropError if the keys, the shapes or the number of classes differ from the network's."""
+    check_head(shapes, wanted, arch)
+    classes, channels = sizes(shapes, arch)
+    wanted = resized(wanted, arch, classes, channels)
     text = differences(shapes, wanted)
     if not text:
+        if num_classes not in (None, classes):
+            hint = 'add head="reset" (--head reset)'
+            raise InteropError(f"num_classes {num_classes}: the file has {classes} classes; {hint}")
         return
     if reason := unfitting(shapes, wanted, arch) or recognised(match.entry.tensors):
         raise InteropError(f"not the weights of {arch.name}: {reason}")
@@ -239,7 +238,10 @@ def differences(held: Shapes, wanted: Shapes) -> str:
 
 def closest(tensors: Tensors) -> str:
     """Describe the architectures whose keys and shapes match these best, without the head."""
-    shares = {name: share(tensors, arch) for name, arch in ARCHS.items()}
+    depths = {name: sum(blocks for blocks, _ in arch.stages) for name, arch in ARCHS.items()}
+    # a block has 8 to 21 tensors, so the others cannot be close; counting first saves a second for each
+    near = [name for name in ARCHS if CLOSE * 8 * depths[name] < len(tensors) < 21 * (depths[name] + 1) / CLOSE]
+    shares = {name: share(tensors, ARCHS[name]) for name in near}
     best = sorted((name for name in shares if shares[name][0] > CLOSE), key=lambda name: -shares[name][0])[:3]
     if not best:
         return "no known architecture is close"
