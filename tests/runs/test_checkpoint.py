@@ -3,40 +3,16 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
-from made import damage, flip_byte, kept, snapshot, tensorstore_gives_up
+from made import kept, tensorstore_gives_up
+from states import assert_same, make_state, save
 
-from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.runs import stored
+from resnet_jax.errors import CheckpointError
 from resnet_jax.runs.checkpoint import Checkpoints, digests
-from resnet_jax.runs.stored import Damaged
-from resnet_jax.training.state import TrainState
-
-
-def make_state(step: int = 3, width: int = 5, dtype: Any = np.float32) -> TrainState:
-    """A little of everything: several axes, one number, an integer, an optimizer's tuple with an empty part."""
-    rng = np.random.default_rng(step)
-    params = {"conv": {"kernel": rng.random((3, 3, 2, width)).astype(dtype), "bias": rng.random(width).astype(dtype)}}
-    stats = {"bn": {"mean": rng.random(width).astype(np.float32), "var": rng.random(width).astype(np.float32)}}
-    opt_state = ((), (jax.tree.map(np.negative, params), np.int32(step)))
-    unused: Any = None  # a checkpoint holds neither model nor optimizer
-    return TrainState(np.int32(step), params, stats, opt_state, {}, np.uint32(0), unused, unused)
-
-
-def assert_same(mine: TrainState, theirs: TrainState) -> None:
-    """Every bit, dtype and place in the tree."""
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), mine, theirs)
-
-
-def save(run_dir: Path, *steps: tuple[int, float | None]) -> None:
-    with Checkpoints(run_dir) as checkpoints:
-        for step, accuracy in steps:
-            checkpoints.save(make_state(step), {"history": []}, accuracy)
 
 
 @pytest.mark.parametrize(
@@ -201,164 +177,3 @@ def test_a_digest_tells_bits_dtypes_and_shapes_apart():
     others = [-zero, zero.astype(np.int32), zero.reshape(2, 2), np.zeros(5, np.float32), zero + np.float32(1e-45)]
     assert len({digests([array])["[0]"] for array in (zero, *others)}) == 6
     assert digests({"a": zero}) == digests({"a": jnp.zeros(4)})
-
-
-# --- damage, and what is no damage
-
-
-def delete(path: Path) -> None:
-    path.unlink()
-
-
-def halve(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def needed(file: Path) -> bool:
-    """Whether a checkpoint is lost without this file, given below the checkpoint's folder."""
-    of_one_process = "ocdbt.process_0" in file.parts  # Orbax copies what it needs of these into the item's folder
-    return file.name in ("metadata", "_METADATA") or (
-        not of_one_process and ("d" in file.parts or file.name == "manifest.ocdbt")
-    )
-
-
-@tensorstore_gives_up
-@pytest.mark.parametrize("harm", [delete, halve, flip_byte])
-def test_damage_to_any_file_of_the_latest_checkpoint(tmp_path, capsys, harm):
-    """The newest good checkpoint is used and has every bit; a bad one is renamed, reported, and never deleted."""
-    save(tmp_path, (3, 0.5), (6, 0.4))
-    folder = tmp_path / "checkpoints" / "6"
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size):
-        file, content = path.relative_to(folder), path.read_bytes()
-        harm(path)
-        with Checkpoints(tmp_path, read_only=True) as checkpoints:
-            seen = checkpoints.newest_good()
-        capsys.readouterr()
-        with Checkpoints(tmp_path) as checkpoints:
-            latest = checkpoints.latest()
-            assert_same(checkpoints.restore(seen, make_state(0), 0), make_state(seen))
-            assert checkpoints.best() == 3
-        assert latest == seen, file
-        lines = capsys.readouterr().out.splitlines()
-        if latest == 3:
-            assert needed(file)
-            assert lines[0].startswith(f"{folder}: the checkpoint is damaged (")
-            assert lines[0].endswith("; it is now named damaged-6, and the run continues from step 3")
-            (tmp_path / "checkpoints" / "damaged-6").rename(folder)
-        else:
-            assert not needed(file) or harm is flip_byte, file
-            assert [f"{path} was damaged; it was written again" in line for line in lines] == [True] * len(lines)
-            assert bool(lines) == (file == stored.METRICS_FILE)
-        path.write_bytes(content)
-
-
-@tensorstore_gives_up
-def test_damaged_checkpoints_are_kept_under_a_new_name(tmp_path, capsys):
-    """Also where that name is taken, and the step is saved again."""
-    save(tmp_path, (1, 0.3), (2, 0.9))
-    for name in ("damaged-2", "damaged-2-2"):
-        damage(tmp_path, 2)
-        save(tmp_path, (2, 0.5))
-        assert sorted(path.name for path in (tmp_path / "checkpoints" / name).iterdir())[-1] == "params"
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2", "damaged-2", "damaged-2-2"]
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.ranked() == [2, 1]
-
-
-@tensorstore_gives_up
-def test_without_a_good_checkpoint_nothing_changes(tmp_path):
-    save(tmp_path, (1, 0.3), (2, 0.9))
-    damage(tmp_path, 1, 2)
-    before = snapshot(tmp_path)
-    for open_ in (lambda: Checkpoints(tmp_path), lambda: Checkpoints(tmp_path, read_only=True).newest_good()):
-        with pytest.raises(
-            CheckpointError, match=r"2: the checkpoint is damaged .* so are all others \(2, 1\)"
-        ) as caught:
-            open_()
-        assert "\n" not in str(caught.value)
-        assert "delete" not in str(caught.value)
-    assert snapshot(tmp_path) == before
-    for step in (1, 2):
-        (tmp_path / "checkpoints" / str(step)).rename(tmp_path / "checkpoints" / f"damaged-{step}")
-    with pytest.raises(CheckpointError, match="no good checkpoint, only damaged ones"):
-        Checkpoints(tmp_path)
-
-
-@tensorstore_gives_up
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"null", b'{"validation_accuracy": "high"}', b"\xff", b"7"])
-def test_metrics_are_written_again(tmp_path, content):
-    """Orbax reads this file of every checkpoint when it is opened."""
-    save(tmp_path, (1, 0.9), (2, 0.5), (3, None))
-    for step in (1, 2):
-        (tmp_path / "checkpoints" / str(step) / "metrics" / "metrics").write_bytes(content)
-    save(tmp_path, (4, 0.6))
-    assert kept(tmp_path) == [1, 3, 4]
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.ranked() == [1, 4, 3]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        TimeoutError("coordination service: barrier timed out"),
-        RuntimeError("DEADLINE_EXCEEDED: barrier timed out"),
-        ValueError("DEADLINE_EXCEEDED: barrier timed out"),
-        ImportError("no module named zstandard"),
-        AttributeError("module jax has no attribute"),
-        ConfigError("unknown data set"),
-        MemoryError(),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_other_errors_stay_what_they_are(tmp_path, monkeypatch, error):
-    """Only a digest, a format or a missing file proves damage."""
-    save(tmp_path, (1, 0.5), (2, 0.5))
-
-    def fails(*_: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(stored, "_restored", fails)
-    for use in (lambda: Checkpoints(tmp_path), lambda: Checkpoints(tmp_path, read_only=True).best()):
-        with pytest.raises(type(error)) as caught:
-            use()
-        assert caught.value is error
-    assert kept(tmp_path) == [1, 2]
-
-
-def test_a_file_that_the_system_cannot_read(tmp_path, monkeypatch):
-    save(tmp_path, (1, 0.5))
-    for error in (PermissionError(13, "Permission denied"), ValueError("reading [os_error_code='13']")):
-
-        def fails(*_: Any, error=error) -> None:
-            raise error
-
-        monkeypatch.setattr(stored, "_restored", fails)
-        with pytest.raises(
-            CheckpointError, match="1 cannot be read: Permission denied; it may well be whole"
-        ) as caught:
-            Checkpoints(tmp_path)
-        assert not isinstance(caught.value, Damaged)
-
-
-def test_a_meta_of_another_version_is_not_damaged(tmp_path):
-    meta = {"versions": {"resnet_jax": "9.0"}}
-    message = r"which version 9\.0 wrote \(KeyError: 'arch'\); it is not damaged"
-    with pytest.raises(CheckpointError, match=message), stored.understood(tmp_path, stored.sealed(meta)):
-        meta["arch"]
-    with pytest.raises(Damaged, match="meta has no 'arch'"), stored.understood(tmp_path, meta):
-        meta["arch"]
-
-
-def test_a_checkpoint_that_is_removed_while_it_is_read(tmp_path, capsys):
-    """By the process that trains the run: that is no damage."""
-    save(tmp_path, (1, 0.9), (2, 0.5))
-    checkpoints = Checkpoints(tmp_path, read_only=True)
-
-    def read(step: int) -> dict[str, Any]:
-        shutil.rmtree(checkpoints.path(1), ignore_errors=True)
-        return checkpoints.restore_meta(step)
-
-    assert checkpoints.first_good(checkpoints.ranked(), read)["step"] == 2
-    assert capsys.readouterr().out == ""
-    with pytest.raises(CheckpointError, match="1 is gone; if the run is being trained just now, try again"):
-        checkpoints.first_good([1], read)
