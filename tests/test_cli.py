@@ -237,6 +237,19 @@ def test_a_run_and_its_resumption(capsys, tmp_path):
     assert made.read_rows(run_dir)[-1]["learning_rate"] == pytest.approx(0.001)
 
 
+def test_a_job_that_is_always_started_with_the_same_line(capsys, tmp_path):
+    """Issue 11, case 17: --resume was refused at the first start."""
+    flags = [*GOOD.split(), "--epochs", "1", "--resume", "auto", "--run-dir", "run"]
+    assert cli.main(flags) == 0
+    assert "--resume auto: there is no run to continue, so this one starts" in capsys.readouterr().out
+    assert cli.main(flags) == 0
+    assert "resumed from step 3, after 1 of 1 epochs; nothing is left to do" in capsys.readouterr().out
+    line = refused([*flags, "--learning-rate", "0.1"], capsys)
+    assert "the run in run has --learning-rate 0.01, not 0.1; leave --learning-rate out, add --override to ch" in line
+    assert cli.main([*flags, "--learning-rate", "0.1", "--override", "--epochs", "2"]) == 0
+    assert [row["learning_rate"] for row in made.read_rows(tmp_path / "run")] == pytest.approx([0.01, 0.1])
+
+
 def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):
     """Flags that only the run's own others make possible: small images, decay epochs."""
     flags = [*GOOD.split(), "--image-size", "6", "--schedule", "step", "--decay-epochs", "1", "--run-dir", "run"]

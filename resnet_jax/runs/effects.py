@@ -8,7 +8,7 @@ from resnet_jax.runs.config import PARTS, Config
 
 
 class Effect(NamedTuple):
-    """The condition under which an option has an effect, and what to say and to do otherwise.
+    """The condition under which an option has an effect, and what to say and to do otherwise, of {value} and config {c}.
 
     by_flag: only a flag is refused; in a recipe or in Python the option does no harm.
     """
@@ -58,25 +58,20 @@ EFFECTS = (
         Effect(
             option,
             lambda c: c.optim.schedule == "step",
-            f"--{option.replace('_', '-')} goes with --schedule step; add that, or leave the option out",
+            f"--{option.replace('_', '-')} goes with --schedule step, not {{c.optim.schedule}}; leave one of them out",
         )
         for option in ("decay_epochs", "decay_factor")
     ),
     Effect(
         "decay_epochs",
         lambda c: all(epoch < c.epochs for epoch in c.optim.decay_epochs),
-        "--decay-epochs: the run ends before the last of them; give epochs below --epochs",
+        "--decay-epochs: the run ends before the last of them; give epochs below --epochs {c.epochs}",
         by_flag=True,
     ),
     Effect(
         "early_stopping",
         lambda c: c.data.data_folder or c.data.validation,
-        "--early-stopping: the data has no validation part; add --validation 0.1",
-    ),
-    Effect(
-        "early_stopping",
-        lambda c: c.optim.early_stopping < c.epochs,
-        "--early-stopping has no effect in so few epochs; give fewer than --epochs",
+        "--early-stopping {value}: the data has no validation part; add --validation 0.1",
     ),
     Effect("override", lambda c: c.run.resume, "--override changes a run that is resumed; add --resume"),
 )
@@ -86,7 +81,7 @@ def unused(config: Config, flags: Collection[str] = ()) -> dict[str, str]:
     """The options that have no effect in a run of this config, and why. 0, False and empty values are no options."""
     values = _values(config)
     return {
-        option: otherwise
+        option: otherwise.format(value=values[option], c=config)
         for option, where, otherwise, by_flag in reversed(EFFECTS)  # the first reason counts
         if values[option] and not where(config) and (option in flags or not by_flag)
     }

@@ -97,6 +97,8 @@ def report_unused(config: Config, devices: list[Device], steps: int) -> None:
         tqdm.write(f"--cpu-kernels {kernels} has no effect on a {platform}")
     if not config.run.sync_batch_norm and len(devices) == 1:
         tqdm.write("--no-sync-batch-norm has no effect on one device")
+    if config.optim.early_stopping >= config.epochs:
+        tqdm.write(f"--early-stopping {config.optim.early_stopping} has no effect in {config.epochs} epochs")
     if config.optim.warmup_epochs and not round(config.optim.warmup_epochs * steps):
         tqdm.write(f"--warmup-epochs {config.optim.warmup_epochs} has no effect in epochs of {steps} steps")
 

@@ -260,13 +260,12 @@ WITHOUT_EFFECT = {
     "--pretrained w --freeze --stochastic-depth 0.1": "--stochastic-depth has no effect in blocks that --freeze keeps",
     "--pretrained w --freeze --remat": "--remat has no effect in blocks that --freeze keeps",
     "--nesterov": "--nesterov needs a momentum; add --momentum 0.9",
-    "--decay-epochs 1": "--decay-epochs goes with --schedule step",
+    "--decay-epochs 1": "--decay-epochs goes with --schedule step, not constant",
     "--schedule cosine --decay-epochs 1": "--decay-epochs goes with --schedule step",
     "--decay-factor 0.5": "--decay-factor goes with --schedule step",
     "--decay-factor 0.1": "--decay-factor goes with --schedule step",
     "--schedule step --decay-epochs 1 10": "--decay-epochs: the run ends before the last of them",
-    "--early-stopping 2": "--early-stopping: the data has no validation part; add --validation 0.1",
-    "--early-stopping 10 --validation 0.1": "--early-stopping has no effect in so few epochs",
+    "--early-stopping 2": "--early-stopping 2: the data has no validation part; add --validation 0.1",
     "--override": "--override changes a run that is resumed; add --resume",
 }
 
