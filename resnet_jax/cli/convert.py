@@ -49,7 +49,7 @@ class Convert:
     squeeze_excitation: bool = False
     """Whether its blocks have squeeze-and-excitation."""
     class_names: str = ""
-    """A text file with the name of a class on each line. Default: WordNet ids, if the weights are ImageNet's."""
+    """A text file with the name of a class on each line. Default: ImageNet's, for its weights."""
     mean: tuple[float, ...] = ()
     """What to subtract from images in [0, 1]: a number, or one for each channel. Default: ImageNet's for its weights,
     none for others."""

@@ -61,5 +61,18 @@ def head_keys(arch: Arch) -> tuple[str, str]:
 
 def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
     """Return the leaf for each key of a network's state dict. num_batches_tracked is left out."""
-    flat: dict[LeafPath, Any] = traverse_util.flatten_dict(variable_shapes(model, in_channels))
-    return {torch_key(arch, path): Leaf(path, leaf.shape) for path, leaf in flat.items()}
+    # All blocks of a stage after the first have the same shapes, so two of them are traced, and not up to 36.
+    shallow = model.clone(arch=tuple((min(blocks, 2), channels) for blocks, channels in model.arch))
+    traced: dict[LeafPath, Any] = traverse_util.flatten_dict(variable_shapes(shallow, in_channels))
+    shapes = {deep: leaf.shape for path, leaf in traced.items() for deep in like_block(path, model)}
+    return {torch_key(arch, path): Leaf(path, shape) for path, shape in sorted(shapes.items())}
+
+
+def like_block(path: LeafPath, model: ResNet) -> list[LeafPath]:
+    """Return the path itself, and for one in the second block of a stage those in the blocks after it."""
+    collection, *module = path
+    if len(module) < 3 or module[1] != "block2":
+        return [path]
+    stage = int(module[0].removeprefix("stage"))
+    blocks, _ = model.arch[stage - 1]
+    return [(collection, module[0], f"block{block}", *module[2:]) for block in range(2, blocks + 1)]

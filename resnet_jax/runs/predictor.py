@@ -20,7 +20,7 @@ from resnet_jax.runs.converted import is_converted, parts_of
 from resnet_jax.runs.hardware import prediction_dtype
 from resnet_jax.runs.pictures import as_stacks, batches
 from resnet_jax.runs.stored import understood
-from resnet_jax.training.parallel import PyTree
+from resnet_jax.training.parallel import PyTree, local_devices
 from resnet_jax.training.state import initialise
 from resnet_jax.training.step import predict
 
@@ -89,6 +89,7 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     the network. A damaged checkpoint is reported, and the next best one is used. Raises CheckpointError for a folder
     without a good checkpoint, InteropError for damaged converted weights.
     """
+    local_devices()  # raises for devices that JAX cannot start
     path = user_path(run_dir, "run_dir")
     if path.is_file():
         raise CheckpointError(f"{path} is a file; python -m resnet_jax convert makes a folder of it that load opens")

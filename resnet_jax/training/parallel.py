@@ -53,7 +53,7 @@ def local_devices() -> list[Device]:
         ) from error
     if jax.process_count() > 1:
         raise ConfigError(
-            f"jax.process_count() is {jax.process_count()}: training in several processes is not supported; start one "
+            f"jax.process_count() is {jax.process_count()}: several processes are not supported; start one "
             "process, which uses all devices of its machine, and do not call jax.distributed.initialize"
         )
     return devices

@@ -148,9 +148,8 @@ def test_imagenets_preprocessing_travels(tmp_path, monkeypatch):
     expected = jax.nn.softmax(np.asarray(logits))
     np.testing.assert_allclose(predictor.probabilities(picture), expected, rtol=1e-4)
     names = predictor.class_names
-    assert (names[0], names[1], names[207], names[999]) == ("n01440764", "n01443537", "n02099601", "n15075141")
+    assert (names[0], names[1], names[207], names[999]) == ("tench", "goldfish", "golden retriever", "toilet tissue")
     assert len(set(names)) == 1000
-    assert list(names) == sorted(names)
 
 
 @pytest.mark.parametrize(
