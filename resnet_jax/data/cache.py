@@ -37,12 +37,9 @@ def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: st
     and the home folder is unknown; DataError for an invalid cache_dir.
     """
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resnet_jax", "pictures")
-    try:
-        base = user_path(cache_dir or default, "cache_dir" if cache_dir else "XDG_CACHE_HOME", DataError)
-    except DataError:
-        if cache_dir is not None:
-            raise
+    if cache_dir is None and os.path.expanduser(default).startswith("~"):
         return None
+    base = user_path(cache_dir or default, "cache_dir" if cache_dir else "XDG_CACHE_HOME", DataError)
     real = os.path.realpath(folder)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(real))[:40]
     keys = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for text in (real, files, options)]

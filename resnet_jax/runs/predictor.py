@@ -18,7 +18,7 @@ from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config, from_dict
 from resnet_jax.runs.converted import is_converted, parts_of
 from resnet_jax.runs.hardware import prediction_dtype
-from resnet_jax.runs.pictures import as_stacks, batches
+from resnet_jax.runs.inputs import as_stacks, batches
 from resnet_jax.runs.stored import understood
 from resnet_jax.training.parallel import PyTree, local_devices
 from resnet_jax.training.state import initialise

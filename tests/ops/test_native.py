@@ -77,7 +77,8 @@ def test_memory_is_flat():
             for _ in range(-(-1000 // calls)):
                 jax.block_until_ready(run(*operands))
             held.append(resident())
-    assert held[-1] - held[1] < 8 * 1024, f"grew by {(held[-1] - held[1]) / 1024:.1f} MiB"
+    grown = held[-1] - held[5]  # in the second half: at first the allocator takes what it keeps
+    assert grown < 8 * 1024, f"grew by {grown / 1024:.1f} MiB"
 
 
 def python(code: str, **environment: str) -> str:

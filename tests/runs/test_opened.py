@@ -99,7 +99,7 @@ def test_a_converted_run_predicts_as_the_run(run_dir, tmp_path):
     np.testing.assert_allclose(predictor(images), load(run_dir)(images), rtol=0, atol=1e-6)
     assert predictor.class_names == tuple("abcd")
     assert (predictor.config, predictor.arch.name) == (None, "tiny")
-    with pytest.raises(ConfigError, match="leave model out"):
+    with pytest.raises(ConfigError, match="call load without a model"):
         load(tmp_path / "w", predictor.model)
 
 

@@ -15,7 +15,7 @@ from resnet_jax.data.augment import resize as compiled_resize
 from resnet_jax.data.pictures import to_array
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch
-from resnet_jax.runs import pictures
+from resnet_jax.runs import inputs
 from resnet_jax.runs.build import DataInfo
 
 ARCH = Arch("tiny", ((1, 8), (1, 8)))
