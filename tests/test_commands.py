@@ -227,6 +227,8 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --widht 2": "did you mean --width?",
     "convert full --arch resnet20 --out w": "full: there are no weights in this folder",
     "convert none --to-torch --out a.pth": "none: there is no such file or folder",
+    "convert --to-torch --no_allow_nan none --out a.pth": "none: there is no such file or folder",
+    "convert --out a.pth none --to-torch": "none: there is no such file or folder",
     "convert full --to-torch --out a.safetensors": "--out a.safetensors exists; give another file",
     "summary resnet18-2-2-3": "resnet18 has 4 stages; give that many numbers of blocks",
     "summary resnet18-2-2-3-0": "a stage has 1 to 999 blocks",

@@ -1,9 +1,10 @@
-"""Flags from the fields of a dataclass: reading them from the words of a command, and their help."""
+"""Flags from the fields of a dataclass: an argparse parser that reads them and prints their help."""
 
 import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import re
@@ -12,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.runs.values import bare, choices_of, from_text, is_part, kinds_of, metadata_of, optional, plain, shown
+from resnet_jax.runs.values import bare, choices_of, from_text, is_part, kinds_of, metadata_of, plain, shown
 
 T = TypeVar("T")
 
@@ -27,8 +28,9 @@ ALIASES |= {"hflip": "flip", "scheduler": "schedule", "lr_scheduler": "schedule"
 ALIASES |= {"img_size": "image_size", "size": "image_size", "weights": "pretrained", "checkpoint": "resume"}
 ALIASES |= {"auto_resume": "resume", "milestones": "decay_epochs", "gamma": "decay_factor", "output_file": "out"}
 
+DASHES = "-\u2013\u2014"  # editors turn two hyphens into an en dash or an em dash
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
-METAVARS = {int: "INT", float: "FLOAT", str: "STR"}
+METAVARS = {int: "INT", int | None: "INT", float: "FLOAT", str: "STR"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,14 +65,28 @@ class Flag:
         return self.kind is bool or choices_of(self.kind)[:2] == (False, True)
 
     @property
-    def metavar(self) -> str:
-        """What stands for the value in the help."""
-        kind = bare(self.kind)
-        if choices := choices_of(kind):
-            return "{" + ",".join(choice for choice in choices if isinstance(choice, str)) + "}"
-        if get_origin(kind) is tuple:
-            return "[FLOAT ...]"
-        return "INT" if optional(kind) else METAVARS[kind]
+    def spellings(self) -> list[str]:
+        """Every way to type it, with hyphens and then with underscores; the name of a positional."""
+        names = [self.name, f"no_{self.name}"] if self.switches else [self.name]
+        return [self.name] if self.place else ["--" + name.replace("_", mark) for mark in "-_" for name in names]
+
+    @property
+    def default_text(self) -> str:
+        """The default, for the end of its help."""
+        if self.default is dataclasses.MISSING:
+            return "" if self.place else " (required)"
+        text = " ".join(map(str, self.default)) if isinstance(self.default, tuple) else str(self.default)
+        return f" (default: {text or repr(text)})"
+
+    @property
+    def words(self) -> tuple[int | str | None, str]:
+        """How many words it takes, and what stands for them in the help: nargs and metavar of argparse."""
+        choices = [choice for choice in choices_of(self.kind) if isinstance(choice, str)]
+        if self.place or self.switches:
+            return 0 if self.kind is bool else "?", self.place or "".join(choices)
+        if get_origin(self.kind) is tuple:
+            return "*", "FLOAT"
+        return None, "{" + ",".join(choices) + "}" if choices else METAVARS[bare(self.kind)]
 
 
 def flags_of(kind: type) -> dict[str, Flag]:
@@ -99,6 +115,52 @@ def field_docs(kind: type) -> dict[str, str]:
     return docs
 
 
+class Given(argparse.Action):
+    """Stores the value of a flag as its field holds it, and reports a flag that is given twice."""
+
+    def __init__(self, flag: Flag, **options: Any) -> None:
+        super().__init__(**options)
+        self.flag = flag
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        flag, kind = self.flag, bare(self.flag.kind)
+        if option_string and flag.switches:
+            value = values or option_string[2:].replace("-", "_") == flag.name
+        elif isinstance(values, list):
+            value = [from_text(flag.name, kind, text) for text in values]
+        else:
+            value = from_text(flag.name, kind, values)
+        value = plain(flag.name, flag.kind, value, flag.place or flag.text)
+        if getattr(namespace, flag.name, value) != value:
+            print(f"{flag.text} is given twice: the last value counts")
+        setattr(namespace, flag.name, value)
+
+
+@functools.cache
+def parser_of(kind: type, prog: str) -> argparse.ArgumentParser:
+    """The parser of a dataclass. Its namespace holds only the fields that are given."""
+    flags, docs = flags_of(kind), field_docs(kind)
+    usage = " ".join([prog, *(flag.place for flag in flags.values() if flag.place), "[-h] [FLAGS]"])
+    options: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "exit_on_error": False, "allow_abbrev": False}
+    parser = argparse.ArgumentParser(prog, usage, kind.__doc__, prefix_chars=DASHES, **options)
+    # argparse takes -1 as a value; -inf and, before Python 3.14, -1e-3 as flags
+    parser._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
+    groups: dict[str, Any] = {"": parser}
+    parts = {name: part for name, part in kinds_of(kind).items() if is_part(part)}
+    groups |= {name: parser.add_argument_group(f"{name} options", part.__doc__) for name, part in parts.items()}
+    for flag in flags.values():
+        nargs, metavar = flag.words
+        about: dict[str, Any] = {"action": Given, "flag": flag, "metavar": metavar}
+        about |= {"choices": [metavar]} if flag.switches and nargs else {}  # auto, of --resume
+        names = flag.spellings[: 2 if nargs == 0 else 1]
+        text = (docs[flag.name] + flag.default_text).replace("%", "%%")
+        groups[flag.part].add_argument(*names, nargs=nargs, help=text, **about)
+        for name in {*flag.spellings} - {*names}:
+            count = 0 if re.match("--no[-_]", name) else nargs
+            parser.add_argument(name, nargs=count, help=argparse.SUPPRESS, **about)
+    return parser
+
+
 def parse_as(kind: type[T], argv: Sequence[str], prog: str) -> T:
     """A dataclass from the words of a command; ConfigError, of one line, for invalid ones."""
     values, flags = read_words(kind, argv, prog), flags_of(kind)
@@ -111,47 +173,31 @@ def parse_as(kind: type[T], argv: Sequence[str], prog: str) -> T:
 
 def read_words(kind: type, argv: Sequence[str], prog: str) -> dict[str, Any]:
     """The values that the words of a command give, by name of the field. --help prints the help and exits."""
-    if {"-h", "--help"} & set(argv):
-        show_help(kind, prog)
-        raise SystemExit(0)
-    flags, words, values = flags_of(kind), list(argv), {}
-    places = [flag for flag in flags.values() if flag.place]
-    while words:
-        word = words.pop(0)
-        if _is_flag(word):
-            name, equals, text = word.lstrip("-\u2013\u2014").partition("=")
-            flag, on = _find(word, name, flags)
-            value = _value(flag, on, text if equals else None, words)
-        elif places:
-            flag, value = places.pop(0), word
-        else:
-            raise ConfigError(f"unexpected word {shown(word)}{hint(word.partition('=')[0], flags)}")
-        value = plain(flag.name, flag.kind, value, flag.place or flag.text)
-        if values.get(flag.name, value) != value:
-            print(f"{flag.text} is given twice: the last value counts")
-        values[flag.name] = value
-    return values
-
-
-def _is_flag(word: str) -> bool:
-    """Whether a word is a flag, and not a value such as -1; an en dash or an em dash was a hyphen once."""
-    return bool(re.match(r"--|-[A-Za-z]|[\u2013\u2014]", word)) and not re.fullmatch(r"-(inf|nan)\w*", word.lower())
-
-
-def _find(word: str, name: str, flags: Mapping[str, Flag]) -> tuple[Flag, bool]:
-    """The flag of a name, and False if the name switches it off."""
-    field = name.replace("-", "_")
-    for found, on in ((field, True), (field.removeprefix("no_"), False)):
-        flag = flags.get(found)
-        if word.startswith("--") and flag and not flag.place and (on or flag.switches):
-            return flag, on
-    raise ConfigError(f"unknown flag {shown(word.partition('=')[0])}{hint(name, flags)}")
+    flags = flags_of(kind)
+    switches = {name: flag for flag in flags.values() if flag.kind is bool for name in flag.spellings}
+    for word, after in itertools.pairwise([*argv, ""]):
+        name, equals, text = word.partition("=")
+        if name in switches and (equals or after.lower() in TRUTHS):
+            alone = " or ".join(switches[name].spellings[:2])
+            raise ConfigError(f"{name} {shown(text if equals else after)}: it takes no value; write {alone} alone")
+    try:
+        found, unknown = parser_of(kind, prog).parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        flag = flags.get(str(error.argument_name)[2:].replace("-", "_"))
+        if flag and not flag.switches:
+            raise ConfigError(f"{flag.text} needs a value: {flag.text} {flag.words[1]}") from None
+        raise ConfigError(f"{error.argument_name}: {error.message}; --help lists every flag") from None
+    for word in unknown[:1]:
+        name = word.partition("=")[0]
+        what = f"unknown flag {shown(name)}" if word.startswith(tuple(DASHES)) else f"unexpected word {shown(word)}"
+        raise ConfigError(what + hint(name, flags))
+    return vars(found)
 
 
 def hint(name: str, flags: Mapping[str, Flag]) -> str:
     """The flag that a wrong name may stand for."""
     names = [flag.name for flag in flags.values() if not flag.place]
-    wanted = re.sub(r"[\s-]+", "_", name.strip("-\u2013\u2014 ")).lower()
+    wanted = re.sub(r"[\s-]+", "_", name.strip(DASHES + " ")).lower()
     off = wanted.startswith("no_")
     wanted = wanted.removeprefix("no_")
     starts = [known for known in names if wanted and known.startswith(wanted)]
@@ -160,57 +206,3 @@ def hint(name: str, flags: Mapping[str, Flag]) -> str:
     if found not in names:
         return "; --help lists every flag"
     return f": did you mean --{'no-' if off and flags[found].switches else ''}{found.replace('_', '-')}?"
-
-
-def _value(flag: Flag, on: bool, text: str | None, words: list[str]) -> Any:
-    """The value of a flag: the text after its =, or the words after it, which are taken off."""
-    if flag.switches:
-        return _switched(flag, on, text, words)
-    if get_origin(flag.kind) is tuple:
-        given = [] if text is None else [text]
-        while text is None and words and not _is_flag(words[0]):
-            given.append(words.pop(0))
-        return [from_text(flag.name, flag.kind, word) for word in given]
-    if text is None:
-        if not words or _is_flag(words[0]):
-            raise ConfigError(f"{flag.text} needs a value: {flag.text} {flag.metavar}")
-        text = words.pop(0)
-    return from_text(flag.name, bare(flag.kind), text)
-
-
-def _switched(flag: Flag, on: bool, text: str | None, words: list[str]) -> Any:
-    """True, False, or one of the words that a switch also takes."""
-    more = [choice for choice in choices_of(flag.kind) if isinstance(choice, str)] if on else []
-    if text is None and words and (words[0] in more or words[0].lower() in TRUTHS):
-        text = words.pop(0)
-    if text is None or text in more:
-        return text or on
-    off = "--no-" + flag.text[2:]
-    raise ConfigError(
-        f"{flag.text if on else off} {shown(text)}: it takes no value"
-        f"{' but ' + ' or '.join(more) if more else ''}; write {flag.text} or {off} alone"
-    )
-
-
-def show_help(kind: type, prog: str) -> None:
-    """Print what each flag means."""
-    flags, docs = flags_of(kind), field_docs(kind)
-    places = [flag.place for flag in flags.values() if flag.place]
-    parser = argparse.ArgumentParser(prog, " ".join([prog, *places, "[-h] [FLAGS]"]), kind.__doc__)
-    groups: dict[str, Any] = {"": parser}
-    parts = {name: part for name, part in kinds_of(kind).items() if is_part(part)}
-    groups |= {name: parser.add_argument_group(f"{name} options", part.__doc__) for name, part in parts.items()}
-    for flag in flags.values():
-        default = " ".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
-        default = default if default != "" else "''"
-        end = "" if default is dataclasses.MISSING and flag.place else f" (default: {default})"
-        end = " (required)" if default is dataclasses.MISSING and not flag.place else end
-        about: dict[str, Any] = {"help": (docs[flag.name] + end).replace("%", "%%")}
-        names = [flag.place] if flag.place else [flag.text]
-        if flag.kind is bool:
-            names, about = [flag.text, "--no-" + flag.text[2:]], about | {"action": "store_true"}
-        elif not flag.place:
-            about |= {"metavar": flag.metavar.strip("[]{}") if flag.switches else flag.metavar}
-            about |= {"nargs": "?"} if flag.switches else {}
-        groups[flag.part].add_argument(*names, **about)
-    parser.print_help()
