@@ -125,7 +125,7 @@ def test_channels_on_another_axis_are_refused(channels, shape):
 
 
 def test_a_conversion_is_reported_once(capsys):
-    pictures._report.cache_clear()
+    inputs._report.cache_clear()
     for _ in range(2):
         Pixels(1)(RGB)
     line = "pictures with 3 channels for a network that takes 1: colour becomes gray by ITU-R 601-2 luma\n"
@@ -137,8 +137,8 @@ def test_another_size(size):
     """As the program of training resizes, which is compiled for each size."""
     unit = LARGE[None] / np.float32(255)
     expected = np.asarray(compiled_resize(jnp.asarray(unit), size))
-    np.testing.assert_allclose(pictures.resize(LARGE[None], size), expected, atol=1e-5)
-    np.testing.assert_allclose(pictures.resize(unit, size), expected, atol=1e-5)
+    np.testing.assert_allclose(inputs.resize(LARGE[None], size), expected, atol=1e-5)
+    np.testing.assert_allclose(inputs.resize(unit, size), expected, atol=1e-5)
     np.testing.assert_allclose(Pixels(3, size)(LARGE), expected.reshape(1, -1), atol=1e-5)
     np.testing.assert_allclose(Pixels(3, size)([LARGE, RGB])[:1], expected.reshape(1, -1), atol=1e-5)
 

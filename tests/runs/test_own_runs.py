@@ -126,7 +126,7 @@ FLAGS += " --schedule constant --run-dir run"
 
 def test_a_folder_of_pictures_from_the_command_to_a_prediction(pictures, tmp_path, capsys):
     words = [*FLAGS.split(), "--data-folder", str(pictures), "--normalize", "--flip"]
-    assert cli.main([*words, "--early-stopping", "5"]) == 0
+    assert cli.main([*words, "--early-stopping", "1"]) == 0
     out = capsys.readouterr().out
     assert "validation accuracy" in out
     predictor = resnet_jax.load("run")
