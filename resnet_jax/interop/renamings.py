@@ -129,7 +129,7 @@ OTHERS = (
     Other(
         "it is a pre-activation ResNet in the layout of kuangliu/pytorch-cifar, without a last batch norm; "
         "the pre-activation networks here are wrn_16_4 and wrn_28_10",
-        r"\.shortcut\.0\.weight$",
+        r"(^|\.)layer\d+\.\d+\.shortcut\.0\.weight$",
         r"\.shortcut\.1\.weight$|(^|[^\d.]\.)bn1\.weight$",
     ),
     Other(

@@ -8,7 +8,7 @@ from resnet_jax.runs.config import PARTS, Config
 
 
 class Effect(NamedTuple):
-    """The condition under which an option has an effect, and what to say and to do otherwise, of {value} and config {c}.
+    """The condition under which an option has an effect, and what to say otherwise, of {value} and of the config {c}.
 
     by_flag: only a flag is refused; in a recipe or in Python the option does no harm.
     """

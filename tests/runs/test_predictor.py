@@ -137,7 +137,7 @@ def test_what_is_no_run(tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint yet"):
         load(tmp_path)
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match="file is a file; .* convert makes a folder of it"):
+    with pytest.raises(CheckpointError, match=r"file is a file; .* convert makes a folder of it"):
         load(tmp_path / "file")
 
 
