@@ -222,13 +222,13 @@ HEADS = {"resnet50": "classifier.1", "wrn_16_4": "linear", "resnet18": "7"}
 def test_the_names_of_other_codebases(name, codebase):
     naming = next(naming for naming in namings(get_arch(name)) if naming.codebase == codebase)
     assert {key: naming.key(key) for key in KEYS[name, codebase]} == KEYS[name, codebase]
-    state = state_of(name)
+    state = state_of(name, width=0.25)
     head = next(key for key, value in state.items() if value.ndim == 2).removesuffix(".weight")
     theirs = {
         f"a.{naming.key(key)}" if head not in key else HEADS[name] + key[len(head) :]: x for key, x in state.items()
     }
-    held, lines = read(theirs, name)
-    same(held, from_torch(state, name))
+    held, lines = read(theirs, name, width=0.25)
+    same(held, from_torch(state, name, width=0.25))
     assert lines == ["weights read: prefix a. stripped" + (f", names as in {codebase}" if naming.rules else "")]
 
 
@@ -292,5 +292,5 @@ def test_squeeze_and_excitation_that_was_not_asked_for():
 def test_a_resnet_is_not_taken_for_another_network():
     for name in ("resnet18", "resnet50", "resnet20", "wrn_16_4", "resnext50_32x4d"):
         keys = torch_leaves(get_arch(name), create_model(name), 3)
-        for naming in namings(get_arch(name)):
+        for naming in namings(get_arch(name))[: 2 if name == "wrn_16_4" else None]:  # of codebases that have it
             assert recognised(f"module.{naming.key(key)}" for key in keys) == "", name
