@@ -1,15 +1,18 @@
 """The named data sets: load(name) reads one from the first source that works."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data.dataset import ImageDataset
+from resnet_jax.data.listing import SUFFIXES
 from resnet_jax.data.prepared import prepared_dir, read_prepared
 from resnet_jax.data.sources import check_server, read_folder
 from resnet_jax.data.specs import DATASETS, DatasetSpec, Splits
 from resnet_jax.data.split import check_share, cut
 from resnet_jax.errors import DataError, unknown
+from resnet_jax.paths import user_path
 
 PathLike = str | os.PathLike[str]
 
@@ -27,8 +30,8 @@ def load(
 
     validation: a share or a count of training images to hold out (see split.stratified, with `seed`). The images
     of each part keep their official order. mean and std are those of the table if it has them.
-    Sources, in this order: data prepared earlier in `data_dir` (None: $TFDS_DATA_DIR or ~/tensorflow_datasets, as
-    TFDS does); the official files in `source_dir`, or else in Debian's folder; the download. Files and downloads
+    Sources, in this order: the official files in `source_dir`, if it is given; data prepared earlier in `data_dir`
+    (None: $TFDS_DATA_DIR or ~/tensorflow_datasets, as TFDS does); Debian's folder; the download. Files and downloads
     are prepared into `data_dir`. `log` receives one line that names the source. Raises DataError; if the download
     fails, its subclass DownloadError.
     """
@@ -36,8 +39,10 @@ def load(
         raise DataError(unknown("data set", name, DATASETS))
     spec = DATASETS[name]
     check_share("validation", validation, spec.num_train)  # before minutes of download
-    folder, source = (Path(os.path.expanduser(path or "")) for path in (data_dir or default_data_dir(), source_dir))
-    splits = obtain(spec, folder, source if source_dir else None, log)
+    name_of_dir = "data_dir (--data-dir)" if data_dir else "TFDS_DATA_DIR"
+    folder = user_path(data_dir or default_data_dir(), name_of_dir, DataError)
+    source = user_path(source_dir, "source_dir (--source-dir)", DataError) if source_dir else None
+    splits = obtain(spec, folder, source, log)
     parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
     known = ((spec.mean_std[0],), (spec.mean_std[1],)) if spec.mean_std else None
     return ImageDataset(parts["train"], parts.get("validation"), splits.test, spec.class_names, name, known)
@@ -58,6 +63,10 @@ def obtain(
     """The official splits of any spec. If the server does not answer within `seconds`, raises DownloadError."""
     folder = prepared_dir(spec, data_dir)
     origin = "prepared before"
+    if source_dir is not None and os.path.exists(folder):  # the user asked for these files
+        splits = _from_source(spec, source_dir)
+        log(f"{spec.name}: {spec.num_train} training and {spec.num_test} test images from {source_dir}")
+        return splits
     if not os.path.exists(folder):  # also False if the process has no permission to enter a parent folder
         _check_writable(data_dir)
         origin = _prepare(spec, data_dir, source_dir, log, seconds)
@@ -81,7 +90,7 @@ def _prepare(
 
 def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str], object]) -> tuple[Splits | None, str]:
     if source_dir is not None:  # the user asked for this folder, so an invalid file is an error
-        return read_folder(spec, source_dir), f"from {source_dir}"
+        return _from_source(spec, source_dir), f"from {source_dir}"
     if spec.debian_dir is not None and Path(spec.debian_dir).is_dir():
         try:
             return read_folder(spec, Path(spec.debian_dir)), f"from {spec.debian_dir}"
@@ -90,8 +99,32 @@ def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str],
     return None, f"downloaded from {spec.url}"
 
 
+def _from_source(spec: DatasetSpec, source_dir: Path) -> Splits:
+    """The official splits of the files in a folder of the user."""
+    try:
+        return read_folder(spec, source_dir)
+    except DataError as error:
+        hint = f"; to train on the pictures in it, give --data-folder {source_dir}" if _of_pictures(source_dir) else ""
+        raise DataError(f"{error}{hint}") from None
+
+
+def _of_pictures(folder: Path) -> bool:
+    """Whether all folders in it, or in its train/, hold pictures: what --data-folder reads."""
+    with contextlib.suppress(OSError):
+        for root in (folder, folder / "train"):
+            classes = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            if classes and all(any(f.suffix.lower() in SUFFIXES for f in path.iterdir()) for path in classes):
+                return True
+    return False
+
+
 def _check_writable(data_dir: Path) -> None:
     """Raises DataError before anything is read or downloaded. Creates nothing."""
+    if _of_pictures(data_dir):
+        raise DataError(
+            f"the data folder {data_dir} holds pictures; --data-dir is for prepared data sets: to train on these "
+            f"pictures give --data-folder {data_dir}"
+        )
     existing = next(path for path in (data_dir, *data_dir.absolute().parents) if os.path.exists(path))
     if not existing.is_dir():
         raise DataError(f"the data folder {data_dir} cannot be created: {existing} is a file; pass --data-dir FOLDER")

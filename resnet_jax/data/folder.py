@@ -13,6 +13,7 @@ from resnet_jax.data.dataset import Arrays, ImageDataset
 from resnet_jax.data.listing import Listing, Picture, scan, shown
 from resnet_jax.data.split import cut, stratified
 from resnet_jax.errors import DataError, listed, one_line
+from resnet_jax.paths import user_path
 
 DEFAULT_SHARE = 0.1
 Log = Callable[[str], object]
@@ -54,7 +55,9 @@ def from_folder(
         raise DataError(f"channels {channels!r}: give 1 (gray), 3 (colour) or None")
     if workers is not None and not (isinstance(workers, int) and workers > 0):
         raise DataError(f"workers {workers!r}: give a whole number from 1, or None for one per CPU core")
-    listing, shares = _shares(scan(Path(os.path.expanduser(path))), {"validation": validation, "test": test})
+    listing, shares = _shares(
+        scan(user_path(path, "path (--data-folder)", DataError)), {"validation": validation, "test": test}
+    )
     _log_ignored(listing, log)
     labels = np.array([picture.label for picture in listing.parts["train"]])
     stratified(labels, listing.class_names, seed=seed, **shares)  # an invalid split is reported before decoding
@@ -83,9 +86,10 @@ def _shares(listing: Listing, asked: dict[str, float | None]) -> tuple[Listing, 
             shares[part] = default if share is None else share
         elif share is not None:
             if share != 0:
+                flag = " (--validation)" if part == "validation" else ""
                 raise DataError(
-                    f"{part} {share}: {listing.root} has a {part} folder already; leave out the argument {part} to "
-                    "use that folder, or pass 0 to ignore it"
+                    f"{part} {share}: {listing.root} has a {part} folder already; leave out the argument {part}{flag} "
+                    "to use that folder, or pass 0 from Python to ignore it"
                 )
             del parts[part]
     return Listing(listing.root, parts, listing.class_names, listing.others, listing.strays), shares

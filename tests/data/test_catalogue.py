@@ -37,10 +37,52 @@ def damaged(prepared, tmp_path) -> tuple[Path, Path]:
     return tmp_path / "data", tmp_path / "data" / "small_raw" / "1.0.0"
 
 
-def test_prepared_data_come_first(prepared):
+def test_prepared_data_come_before_the_download(prepared):
     lines = []
-    assert_same(obtain(SPEC, prepared, Path("/nowhere"), lines.append), SPLITS)
+    assert_same(obtain(SPEC, prepared, None, lines.append), SPLITS)
     assert lines == [f"small: 40 training and 10 test images, prepared before, in {prepared}/small_raw/1.0.0"]
+
+
+def test_the_users_folder_comes_before_prepared_data(prepared, tmp_path):
+    """Issue 11, case 13: it was ignored."""
+    lines = []
+    folder = write_files(tmp_path / "files", CONTENTS)
+    assert_same(obtain(SPEC, prepared, folder, lines.append), SPLITS)
+    assert lines == [f"small: 40 training and 10 test images from {folder}"]
+    (folder / NAMES[2]).unlink()
+    with pytest.raises(DataError, match=f"{NAMES[2]} is missing"):
+        obtain(SPEC, prepared, folder, print)
+    with pytest.raises(DataError, match="/nowhere is not a folder"):
+        obtain(SPEC, prepared, Path("/nowhere"), print)
+
+
+@pytest.mark.parametrize("name", ["cat/1.png", "train/cat/1.JPG"])
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_folder_of_pictures_is_no_data_set(prepared, tmp_path, name, ready):
+    """Issue 11, case 13, for both flags: the line names --data-folder, and nothing is written."""
+    path = tmp_path / "mine" / name
+    path.parent.mkdir(parents=True)
+    path.touch()
+    mine = tmp_path / "mine"
+    with pytest.raises(
+        DataError, match=f"ubyte.gz is missing.*; to train on the pictures in it, give --data-folder {mine}"
+    ):
+        obtain(SPEC, prepared if ready else tmp_path / "data", mine, print)
+    with pytest.raises(DataError, match=f"{mine} holds pictures; --data-dir is for .* give --data-folder {mine}"):
+        obtain(SPEC, mine, None, print)
+    assert sorted(os.listdir(tmp_path)) == ["mine"]
+    assert sorted(os.listdir(mine)) == [name.partition("/")[0]]
+
+
+@pytest.mark.parametrize("given", ["gs://bucket/data", "s3://bucket/data", Path("hdfs://host/data"), "$DATA/x"])
+@pytest.mark.parametrize("name", ["data_dir", "source_dir", "TFDS_DATA_DIR"])
+def test_a_path_that_is_none(given, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "TFDS_DATA_DIR":
+        monkeypatch.setenv(name, str(given))
+    with pytest.raises(DataError, match=rf"^{name}.*(is a URL|not expanded)"):
+        load("fashion_mnist", **({name: given} if name != "TFDS_DATA_DIR" else {}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_users_folder(tmp_path):
