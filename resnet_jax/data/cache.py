@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.errors import DataError, one_line
+from resnet_jax.paths import user_path
 
 LAYOUT = 1  # part of the key: raise it when decoding changes
 STALE_SECONDS = 3600  # a partial entry of this age belongs to a process that was killed
@@ -36,14 +37,12 @@ def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: st
     cache_dir: None for $XDG_CACHE_HOME/resnet_jax/pictures, or the same in ~/.cache. Raises DataError.
     """
     default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resnet_jax", "pictures")
-    base = os.path.expanduser(cache_dir or default)
-    if base.startswith("~"):
-        raise DataError(f"cache_dir {base}: the home folder is unknown; pass a folder to keep decoded pictures in")
+    base = user_path(cache_dir or default, "cache_dir" if cache_dir else "XDG_CACHE_HOME", DataError)
     real = os.path.realpath(folder)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(real))[:40]
     keys = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for text in (real, files, options)]
     place = f"{name}-{keys[0][:16]}"
-    return Path(base) / place / f"{keys[1][:20]}-{keys[2][:12]}-{LAYOUT}"
+    return base / place / f"{keys[1][:20]}-{keys[2][:12]}-{LAYOUT}"
 
 
 def read(path: Path) -> Entry | None:

@@ -9,6 +9,7 @@ from jax import numpy as jnp
 
 from resnet_jax import ops
 from resnet_jax.errors import InteropError
+from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -25,7 +26,7 @@ def export_program(
         exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
         probabilities = exported.call(images)
     """
-    path = Path(path)
+    path = user_path(path, "--out", InteropError)
     (batch,) = export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
     with ops.cpu_kernels("xla"):  # the native kernels may be missing on the machine that runs the file

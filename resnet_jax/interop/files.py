@@ -17,6 +17,7 @@ from flax import traverse_util
 
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.names import COUNTER
+from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
 SAFETENSORS = ".safetensors"
@@ -43,7 +44,7 @@ def read_state_dict(path: str | Path) -> dict[str, Any]:
 
     Raises InteropError if the file cannot be read.
     """
-    path = Path(path)
+    path = user_path(path, "path", InteropError)
     check_file(path)
     if path.suffix == SAFETENSORS:
         return read_safetensors(path)
@@ -95,7 +96,7 @@ def read_pth(path: Path) -> dict[str, Any]:
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
     """Write a .safetensors or .pth file atomically. A .pth file needs torch; torch.load(weights_only=True) reads it."""
-    path = Path(path)
+    path = user_path(path, "path", InteropError)
     if path.suffix == SAFETENSORS:
         save = safetensors.numpy.save_file
     elif path.suffix in PICKLES:
@@ -120,7 +121,7 @@ def save_pth(state_dict: Mapping[str, np.ndarray], path: Path) -> None:
 
 def save_weights(folder: str | Path, weights: Weights) -> None:
     """Write the variables, the architecture and its options to a new or empty folder."""
-    folder = Path(folder)
+    folder = user_path(folder, "folder", InteropError)
     flat = traverse_util.flatten_dict(weights.variables, sep="/")
     try:
         if folder.exists() and not folder.is_dir():
@@ -138,7 +139,7 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
 
 def load_weights(folder: str | Path) -> Weights:
     """Read the weights that save_weights wrote. Raises InteropError if they are missing or damaged."""
-    folder = Path(folder)
+    folder = user_path(folder, "folder", InteropError)
     if not folder.exists():
         raise InteropError(f"{folder}: there is no such folder; python -m resnet_jax convert makes a folder of weights")
     if not (folder / WEIGHTS_FILE).is_file():

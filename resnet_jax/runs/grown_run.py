@@ -16,6 +16,7 @@ import numpy as np
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.models.growth import check_place
+from resnet_jax.paths import user_path
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_schedule, make_trainer
 from resnet_jax.runs.checkpoint import Checkpoints, damage
@@ -55,13 +56,13 @@ def grow_run(
     None keeps the old run's. A cosine schedule is stretched to them. The folder is written as a whole or not at all.
     Raises ConfigError or CheckpointError for invalid arguments and folders.
     """
-    out = rundir.check_out(Path(out))
-    rundir.check_readable(Path(run_dir), "RUN_DIR")
-    if out.resolve().is_relative_to(Path(run_dir).resolve()):
+    out, run_dir = rundir.check_out(user_path(out, "--out")), user_path(run_dir, "RUN_DIR")
+    rundir.check_readable(run_dir, "RUN_DIR")
+    if out.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(f"--out {out} is inside {run_dir}, which does not change; give another folder")
     if blocks < 1:
         raise ConfigError(f"--blocks {blocks} must be at least 1")
-    with Checkpoints(Path(run_dir), read_only=True) as checkpoints:
+    with Checkpoints(run_dir, read_only=True) as checkpoints:
         step = checkpoints.existing(checkpoints.latest())
         meta = checkpoints.restore_meta(step)
         with damage(checkpoints.folder / str(step)):

@@ -8,6 +8,7 @@ from jax import numpy as jnp
 
 from resnet_jax import ops
 from resnet_jax.models.layers import Dtype
+from resnet_jax.paths import user_path
 from resnet_jax.training.parallel import Device
 
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}
@@ -46,6 +47,6 @@ def use_compile_cache() -> None:
     """Keep every compiled program on disk for the next run, unless the user has configured a cache."""
     if jax.config.values["jax_compilation_cache_dir"]:
         return
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME")
     jax.config.update("jax_compilation_cache_dir", str(home / "resnet_jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

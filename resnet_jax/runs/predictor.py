@@ -12,6 +12,7 @@ from jax import numpy as jnp
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, arch_from_dict
+from resnet_jax.paths import user_path
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints, damage
 from resnet_jax.runs.config import Config, from_dict
@@ -93,7 +94,7 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
     model: needed for a run of a Trainer, whose folder does not say how to build the network. Raises CheckpointError
     for a folder without a checkpoint.
     """
-    with Checkpoints(Path(run_dir).expanduser(), read_only=True) as checkpoints:
+    with Checkpoints(user_path(run_dir, "run_dir"), read_only=True) as checkpoints:
         step = checkpoints.existing(checkpoints.best())
         meta = checkpoints.restore_meta(step)
         own = "trainer" in meta
