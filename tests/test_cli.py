@@ -67,6 +67,7 @@ IN_A_FOLDER_WITH = {
     "full/anything": "",
     "empty/": "",
     "run/config.json": "{}",
+    "lost/checkpoints/3": "",
     "syntax.toml": "epochs =",
     "key.toml": "epohs = 3",
     "type.toml": "epochs = 'three'",
@@ -79,8 +80,10 @@ BAD = {
     "--config nowhere.toml": "--config nowhere.toml: there is no such file",
     "--dataset fashion-mnist": "unknown data set 'fashion-mnist': did you mean fashion_mnist? choose one of cifar10, ",
     "--precision float23": "unknown precision 'float23': did you mean float32? choose one of auto, ",
-    "--lerning-rate 1": "Unrecognized options: --lerning-rate, 1: did you mean --learning-rate?",
-    "--epochs abc": "Error parsing --epochs: invalid literal for int() with base 10: 'abc'",
+    "--lerning-rate 1": "unknown flag --lerning-rate: did you mean --learning-rate?",
+    "--lr 0.1": "unknown flag --lr: did you mean --learning-rate?",
+    "--flip True": "--flip True: it takes no value; write --flip or --no-flip alone",
+    "--epochs abc": "--epochs abc: give a whole number",
     "--epochs -1": "--epochs -1 is out of range: it must be finite and at least 1",
     "--momentum 1.5": "--momentum 1.5 must be below 1",
     "--learning-rate nan": "--learning-rate nan is out of range",
@@ -107,19 +110,24 @@ BAD = {
     "--arch resnet18 --image-size 16": "image size 16x16 is too small",
     "--run-dir file": "--run-dir file: file is not a writable folder",
     "--run-dir file/run": "file is not a writable folder",
-    "--run-dir full": "--run-dir full exists and is not empty: add --resume to continue, or give another folder",
-    "--run-dir full --resume": "--resume: there is no run in full; leave --resume out to start one",
+    "--run-dir full": "--run-dir full exists and is not empty: give another folder",
+    "--run-dir run": "--run-dir run exists and is not empty: add --resume to continue, or give another folder",
+    "--run-dir full --resume": "--resume: there is no run in full; leave --resume out to start one; there is run: give",
+    "--run-dir full --resume auto": "--run-dir full exists and is not empty: give another folder",
+    "--run-dir lost --resume": "--run-dir lost has checkpoints and no config.json; put that file back, or give another",
+    "--run-dir lost --resume auto": "--run-dir lost has checkpoints and no config.json",
+    "--run-dir run --resume auto": "run/config.json: it does not hold a valid config",
     "--run-dir empty --resume": "--resume: there is no run in empty",
     "--run-dir nowhere --resume": "--resume: there is no run in nowhere",
     "--run-dir run --resume": "run/config.json: it does not hold a valid config",
-    "--resume": "--resume: there is no run runs/tiny-made-*/config.json; leave --resume out to start one",
+    "--resume": "--resume: there is no run of tiny on made in runs/; leave --resume out to start one",
     f"--run-dir {'x' * 300}": "File name too long; give another folder",
     "--run-dir /proc/run": "--run-dir /proc/run",
     "--data-dir file": "the data folder file cannot be created: file is a file; pass --data-dir FOLDER",
     "--data-dir new --source-dir nowhere": "the data folder nowhere is not a folder",
     "--config syntax.toml": "syntax.toml: not a valid TOML file",
-    "--config key.toml": "key.toml: Unrecognized options: --epohs=3: did you mean --epochs?",
-    "--config type.toml": "type.toml: Error parsing --epochs: invalid literal for int() with base 10: 'three'",
+    "--config key.toml": "key.toml: unknown key epohs: did you mean --epochs?",
+    "--config type.toml": "type.toml: epochs (--epochs) three: give a whole number",
 }
 
 
@@ -140,7 +148,7 @@ def folder(tmp_path) -> None:
     """The current folder holds IN_A_FOLDER_WITH."""
     for name, content in IN_A_FOLDER_WITH.items():
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("/"):
             path.mkdir()
         else:
@@ -228,6 +236,19 @@ def test_a_run_and_its_resumption(capsys, tmp_path):
     assert made.read_rows(run_dir)[-1]["learning_rate"] == pytest.approx(0.001)
 
 
+def test_a_job_that_is_always_started_with_the_same_line(capsys, tmp_path):
+    """Issue 11, case 17: --resume was refused at the first start."""
+    flags = [*GOOD.split(), "--epochs", "1", "--resume", "auto", "--run-dir", "run"]
+    assert cli.main(flags) == 0
+    assert "--resume auto: there is no run to continue, so this one starts" in capsys.readouterr().out
+    assert cli.main(flags) == 0
+    assert "resumed from step 3, after 1 of 1 epochs; nothing is left to do" in capsys.readouterr().out
+    line = refused([*flags, "--learning-rate", "0.1"], capsys)
+    assert "the run in run has --learning-rate 0.01, not 0.1; leave --learning-rate out, add --override to ch" in line
+    assert cli.main([*flags, "--learning-rate", "0.1", "--override", "--epochs", "2"]) == 0
+    assert [row["learning_rate"] for row in made.read_rows(tmp_path / "run")] == pytest.approx([0.01, 0.1])
+
+
 def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):
     """Flags that only the run's own others make possible: small images, decay epochs."""
     flags = [*GOOD.split(), "--image-size", "6", "--schedule", "step", "--decay-epochs", "1", "--run-dir", "run"]
@@ -297,7 +318,7 @@ def test_the_process_where_stdout_is_not_utf_8(monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     run = process(ROOT / "train.py", "--epochs", "abc")
     assert run.returncode == 2
-    assert run.stderr.startswith("train.py: Error parsing --epochs: invalid literal for int() with base 10: 'abc'")
+    assert run.stderr.startswith("train.py: --epochs abc: give a whole number")
     assert run.stderr.count("\n") == 1
 
 

@@ -175,7 +175,8 @@ def test_the_first_word_says_what_to_do(capsys):
 
 
 BAD = {
-    "convert": "--out",
+    "convert": "SOURCE is needed: ",
+    "convert a.safetensors": "--out is needed: ",
     "convert a.safetensors --out w": "--arch NAME is needed",
     "convert a.safetensors --arch resnet21 --out w": "unknown architecture 'resnet21': did you mean resnet",
     "convert a.safetensors --arch resnet32 --out w": "not the weights of resnet32: 60 missing: layer1.3.bn1.bias, ",
@@ -198,10 +199,10 @@ BAD = {
     "convert full --to-torch --out a.pth": "there is no weights.json in it",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
     "export full": "no run is kept there",
-    "export": "the run's folder. (required)",
+    "export": "RUN_DIR is needed: the run's folder.",
     "grow full --stage 1 --out w": "full: no run is kept there",
     "grow full --stage 1": "--out",
-    "grow full --stage x --out w": "Error parsing --stage: invalid literal",
+    "grow full --stage x --out w": "--stage x: give a whole number",
     "grow full --stage 1 --out full": "--out full exists; give another folder",
     "grow full --stage 1 --out full/deeper": "--out full/deeper is inside full, which does not change",
     "grow full --stage 1 --out w/../full/deeper": "--out w/../full/deeper is inside full, which does not change",

@@ -16,7 +16,7 @@ import resnet_jax
 assert sys.unraisablehook is hook
 assert warnings.filters == filters
 assert not any(logging.getLogger(name).filters for name in ("absl", "asyncio"))
-heavy = {"jax", "flax", "numpy", "optax", "orbax", "tyro", "PIL", "tensorflow_datasets"}
+heavy = {"jax", "flax", "numpy", "optax", "orbax", "PIL", "tensorflow_datasets"}
 assert not heavy & {name.partition(".")[0] for name in set(sys.modules) - before}
 """
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import tyro
 
 from resnet_jax.cli.options import OptionalInt, Stem, flag_of, options_of
 from resnet_jax.errors import ConfigError, InteropError
@@ -21,10 +20,11 @@ from resnet_jax.interop import (
 )
 from resnet_jax.models import Arch, get_arch
 from resnet_jax.runs import load
-from resnet_jax.runs.flags import parse_as
+from resnet_jax.runs.argv import Positional, parse_as
 from resnet_jax.runs.rundir import CONFIG_FILE
+from resnet_jax.runs.values import PathText
 
-Source = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+Source = Annotated[PathText, Positional("SOURCE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Convert:
 
     source: Source
     """A .safetensors or .pth file; with --to-torch a folder of converted weights, or a run's (its best checkpoint)."""
-    out: str
+    out: PathText
     """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
     """The architecture of the PyTorch file. Not with --to-torch: the source names it."""

@@ -7,7 +7,8 @@ from pathlib import Path
 from resnet_jax.cli.options import RunDir
 from resnet_jax.interop.export import PLATFORMS, export_program
 from resnet_jax.runs import load
-from resnet_jax.runs.flags import parse_as
+from resnet_jax.runs.argv import parse_as
+from resnet_jax.runs.values import PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Export:
 
     run_dir: RunDir
     """The run's folder."""
-    out: str = ""
+    out: PathText = ""
     """The file to write. Empty: RUN_DIR/predict.jax_export."""
 
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from resnet_jax.cli.options import OptionalInt, RunDir
 from resnet_jax.runs import grow_run
-from resnet_jax.runs.flags import parse_as
+from resnet_jax.runs.argv import parse_as
+from resnet_jax.runs.values import PathText
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Grow:
 
     run_dir: RunDir
     """The run's folder. It does not change."""
-    out: str
+    out: PathText
     """The folder to make, for --resume --run-dir."""
     stage: int
     """The stage that gets the blocks, from 1."""

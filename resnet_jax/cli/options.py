@@ -2,11 +2,12 @@
 
 from typing import Annotated, Any, Literal, Protocol
 
-import tyro
+from resnet_jax.runs.argv import Positional
+from resnet_jax.runs.values import PathText
 
 Stem = Literal["auto", "standard", "small"]
-OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT")]
-RunDir = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN_DIR")]
+OptionalInt = int | None
+RunDir = Annotated[PathText, Positional("RUN_DIR")]
 
 
 class NetworkFlags(Protocol):

@@ -4,14 +4,12 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Annotated
 
-import tyro
-
 from resnet_jax.cli.options import Stem, options_of
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import create_model, layer_summary, multiply_adds
-from resnet_jax.runs.flags import parse_as
+from resnet_jax.runs.argv import Positional, parse_as
 
-ArchName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="ARCH")]
+ArchName = Annotated[str, Positional("ARCH")]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from resnet_jax.errors import ConfigError
 from resnet_jax.runs import Config, RunResult, fit
-from resnet_jax.runs.checks import check
-from resnet_jax.runs.flags import parse, read
-from resnet_jax.runs.rundir import old_run_dir, read_config
+from resnet_jax.runs.flags import ask
+from resnet_jax.runs.rundir import find_run, old_run_dir, read_config
 
 
 def train(argv: Sequence[str], prog: str) -> None:
@@ -26,11 +24,9 @@ def last_line(result: RunResult) -> str:
 
 def read_flags(argv: Sequence[str], prog: str) -> Config:
     """The config that the flags ask for; with --resume, the config of the run with the values of the flags."""
-    config = read(argv, prog)
-    words = {word.partition("=")[0].replace("_", "-") for word in argv}
-    if {"--dataset", "--data-folder"} <= words:
-        raise ConfigError("--dataset and --data-folder: the run has one data set; leave one of them out")
-    if not config.run.resume:
-        return check(config)
-    run_dir = old_run_dir(config)
-    return parse([*argv, "--run-dir", str(run_dir)], prog, default=read_config(run_dir))
+    asked = ask(argv, prog)
+    start = asked.start()
+    if not start.run.resume:
+        return asked.new()
+    run_dir = find_run(start) if start.run.resume == "auto" else old_run_dir(start)
+    return asked.new() if run_dir is None else asked.resumed(read_config(run_dir), run_dir)

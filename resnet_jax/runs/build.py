@@ -11,13 +11,11 @@ from tqdm import tqdm
 from resnet_jax import data
 from resnet_jax.data import DATASETS, Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, crop, flip, unchanged
-from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, ResNet, create_model, get_arch
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
-from resnet_jax.runs.checks import check_classes, growths
+from resnet_jax.runs.checks import check_classes, check_train_images, growths
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
-from resnet_jax.runs.hardware import pick_dtype
 from resnet_jax.training.callbacks import EarlyStopping, Growth
 from resnet_jax.training.optim import sgd, warmed_up
 from resnet_jax.training.parallel import Device
@@ -79,7 +77,7 @@ def load_data(config: Config) -> ImageDataset:
     held, validation = config.data, whole(config.data.validation)
     if held.data_folder:
         dataset = data.from_folder(
-            Path(held.data_folder).expanduser(),
+            Path(held.data_folder),
             image_size=held.image_size or None,
             validation=validation or None,  # None: from_folder's own parts, or a tenth of each
             seed=config.seed,
@@ -96,6 +94,7 @@ def load_data(config: Config) -> ImageDataset:
             source_dir=held.source_dir or None,
             log=tqdm.write,
         )
+        check_train_images(held.train_images, len(dataset.train.labels))
     test = dataset.test and first(dataset.test, held.test_images)
     return dataclasses.replace(dataset, train=first(dataset.train, held.train_images), test=test)
 
@@ -147,7 +146,10 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     elif config.schedule == "step":
-        decays = {round(epoch * steps_per_epoch) - warmup: config.decay_factor for epoch in config.decay_epochs}
+        decays: dict[int, float] = {}
+        for epoch in config.decay_epochs:  # several epochs may fall on one step
+            step = round(epoch * steps_per_epoch) - warmup
+            decays[step] = decays.get(step, 1.0) * config.decay_factor
         main = optax.piecewise_constant_schedule(config.learning_rate, decays)
     else:
         main = optax.constant_schedule(config.learning_rate)
@@ -184,22 +186,13 @@ def make_trainer(config: Config, info: DataInfo, devices: list[Device], callback
     )
 
 
-def make_growth(config: Config, arch: Arch, info: DataInfo, devices: list[Device], axis_name: str | None) -> Growth:
+def make_growth(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_name: str | None) -> Growth:
     """The callback of --grow. arch: the network that the run starts with."""
-    dtype = pick_dtype(config.run.precision, devices[0])
 
     def grown(arch: Arch) -> ResNet:
         return make_model(config, arch, info, dtype, axis_name)
 
     return Growth(arch, growths(config.model.grow), grown)
-
-
-def check_stopping(config: Config, dataset: ImageDataset) -> None:
-    """Raise ConfigError for --early-stopping without a validation part."""
-    if config.optim.early_stopping and dataset.validation is None:
-        raise ConfigError(
-            f"--early-stopping {config.optim.early_stopping}: the data has no validation part; add --validation 0.1"
-        )
 
 
 def stopping(config: Config) -> list[EarlyStopping]:

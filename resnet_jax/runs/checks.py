@@ -3,26 +3,25 @@
 import math
 import re
 from collections.abc import Iterator
-from typing import get_args
 
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import get_arch
 from resnet_jax.models.registry import check_options
 from resnet_jax.models.resnet import check_image_size
-from resnet_jax.runs.config import Config, DataConfig, OptimConfig, Precision, Schedule, Stem
+from resnet_jax.runs.config import Config, DataConfig, OptimConfig
 
 
 def check(config: Config) -> Config:
     """The config itself, or ConfigError if it is invalid on every machine."""
+    if not isinstance(config, Config):
+        given = type(config).__name__
+        raise ConfigError(f"config: give a resnet_jax.Config, not a {given}; load_recipe(NAME) makes one")
     if config.data.dataset not in DATASETS:
         raise ConfigError(unknown("data set", config.data.dataset, DATASETS))
     for flag, value, least in _bounds(config):
         if not least <= value < math.inf:  # false for nan too
             raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {least}")
-    for flag, name, names in _choices(config):
-        if name not in names:
-            raise ConfigError(unknown(flag, name, names))
     if config.seed >= 2**32:  # jax.random.key takes the low 32 bits
         raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
     _check_data(config.data)
@@ -50,31 +49,26 @@ def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
     yield from (("decay-epochs", epoch, 0.0) for epoch in optim.decay_epochs)
 
 
-def _choices(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
-    """Flags with a few valid names, their values and the names. tyro checks flags, but not a Config made in Python."""
-    yield ("stem", config.stem, get_args(Stem))
-    yield ("schedule", config.optim.schedule, get_args(Schedule))
-    yield ("precision", config.run.precision, get_args(Precision))
-
-
 def _check_data(data: DataConfig) -> None:
     if data.validation > 1 and data.validation != int(data.validation):
         raise ConfigError(f"--validation {data.validation}: give a share below 1, or a whole number of images")
     if data.data_folder:
-        given = {"source-dir": data.source_dir, "data-dir": data.data_dir}
-        given |= {"train-images": data.train_images, "test-images": data.test_images}
-        if unused := [flag for flag, value in given.items() if value]:
-            raise ConfigError(f"--{unused[0]} is for named data sets; leave it out with --data-folder")
         return
-    if data.skip_unreadable:
-        raise ConfigError("--skip-unreadable is for pictures of your own; add --data-folder FOLDER or leave it out")
     spec = DATASETS[data.dataset]
+    held_out = int(data.validation) if data.validation >= 1 else 0
     for flag, asked, held in (
         ("train-images", data.train_images, spec.num_train),
         ("test-images", data.test_images, spec.num_test),
     ):
         if asked > held:
             raise ConfigError(f"--{flag} {asked} is more than the {held} that {data.dataset} has; 0 means all")
+    check_train_images(data.train_images, spec.num_train - held_out)
+
+
+def check_train_images(asked: int, left: int) -> None:
+    """Raise ConfigError if --train-images is more than --validation leaves."""
+    if asked > left > 0:
+        raise ConfigError(f"--train-images {asked} is more than the {left} that --validation leaves; 0 means all")
 
 
 def _check_model(config: Config) -> None:
@@ -82,10 +76,6 @@ def _check_model(config: Config) -> None:
     check_options(model.width, model.stochastic_depth)
     if not config.data.data_folder:
         check_classes(model.num_classes, DATASETS[config.data.dataset].num_classes, config.data.dataset)
-    if model.freeze and not model.pretrained:
-        raise ConfigError(
-            "--freeze trains the head alone: the other parts need trained weights; add --pretrained FOLDER"
-        )
 
 
 def check_classes(asked: int, classes: int, data: str) -> None:
@@ -119,12 +109,10 @@ def _check_grow(config: Config) -> None:
 
 
 def _check_optim(optim: OptimConfig, epochs: int) -> None:
-    if optim.nesterov and not optim.momentum:
-        raise ConfigError("--nesterov needs a momentum; add --momentum 0.9")
     if optim.momentum >= 1:
         raise ConfigError(f"--momentum {optim.momentum} must be below 1")
-    if optim.decay_epochs and optim.schedule != "step":
-        raise ConfigError(f"--decay-epochs goes with --schedule step, not {optim.schedule}")
+    if len(set(optim.decay_epochs)) < len(optim.decay_epochs):
+        raise ConfigError(f"--decay-epochs {' '.join(f'{e:g}' for e in optim.decay_epochs)}: give each epoch once")
     if optim.schedule == "step" and not optim.decay_epochs:
         raise ConfigError("--schedule step needs --decay-epochs, such as --decay-epochs 5 8")
     if optim.warmup_epochs >= epochs:

@@ -1,15 +1,18 @@
-"""The configuration of a run: frozen dataclasses, filled from a recipe in configs/ and then from flags."""
+"""The configuration of a run: frozen dataclasses, filled from a recipe in configs/ and then from flags.
+
+Values may be scalars of numpy and paths; each part keeps them as what JSON holds. ConfigError for other types.
+"""
 
 import dataclasses
 from typing import Any, Literal
 
-import tyro
-
 from resnet_jax.models import get_arch
+from resnet_jax.runs.values import PathText, settle
 
 Stem = Literal["auto", "standard", "small"]
 Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
+CpuKernels = Literal["auto", "xla", "onednn", "plain"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,7 @@ class DataConfig:
 
     dataset: str = "fashion_mnist"
     """fashion_mnist, mnist, kmnist or cifar10."""
-    data_folder: str = ""
+    data_folder: PathText = ""
     """Folder of your own pictures, instead of --dataset: CLASS/*.png (or jpg, webp, bmp, gif, tiff), or train/, val/
     and test/ above the classes."""
     skip_unreadable: bool = False
@@ -26,10 +29,10 @@ class DataConfig:
     validation: float = 0.0
     """Training images to hold out for validation: a share below 1, or a number of images. 0: none, or a tenth of a
     --data-folder that has no val/ folder."""
-    data_dir: str = ""
+    data_dir: PathText = ""
     """Folder of prepared data sets. Empty: that of tensorflow-datasets, ~/tensorflow_datasets."""
-    source_dir: str = ""
-    """Folder with the official files of the data set, to prepare it from instead of the download."""
+    source_dir: PathText = ""
+    """Folder with the official files of the data set, to read it from instead of prepared data or the download."""
     image_size: int = 0
     """Height and width in pixels that images are resized to, bilinearly. 0: keep their size."""
     normalize: bool = False
@@ -42,6 +45,9 @@ class DataConfig:
     """Train on the first N images. 0: on all."""
     test_images: int = 0
     """Evaluate on the first N test images. 0: on all."""
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +67,16 @@ class ModelConfig:
     first block."""
     remat: bool = False
     """Recompute the activations inside blocks in the backward pass: less memory, a third more time."""
-    pretrained: str = ""
+    pretrained: PathText = ""
     """Folder of converted weights to start from (python -m resnet_jax convert)."""
     freeze: bool = False
     """Train the head alone. The other parts keep their weights, and their batch norms keep their statistics."""
     grow: str = ""
     """EPOCH:STAGE for each block to add. 5:3,10:4 adds one at the end of stage 3 when epoch 5 starts, and one in
     stage 4 when epoch 10 starts. A new block starts as the identity, so the network keeps computing the same."""
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +102,21 @@ class OptimConfig:
     early_stopping: int = 0
     """Stop when the validation loss has not improved for this many epochs. 0: never."""
 
+    def __post_init__(self) -> None:
+        settle(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
     """The folder of the run, and the devices that it uses."""
 
-    run_dir: str = ""
+    run_dir: PathText = ""
     """The folder of the run. Empty: runs/ARCH-DATASET-DATE-TIME."""
-    resume: bool = False
-    """Continue from the latest checkpoint of --run-dir, or of the newest run of that arch and data set."""
+    resume: bool | Literal["auto"] = False
+    """Continue the run in --run-dir, or the newest run of that arch and data set, from its latest checkpoint. auto:
+    start it if there is no run yet."""
+    override: bool = False
+    """With --resume: change the learning rate, its schedule, --epochs or another option of training of the run."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one too. 0: only at the end of epochs."""
     devices: int = 0
@@ -110,7 +125,7 @@ class RunConfig:
     """Precision of activations. auto: bfloat16 where device and kernels compute in it (TPUs, GPUs since A100, CPUs with
     AMX or AVX512-BF16 and oneDNN), float32 elsewhere. By default JAX computes float32 products at reduced precision on
     TPUs and GPUs."""
-    cpu_kernels: Literal["auto", "xla", "onednn", "plain"] = "auto"
+    cpu_kernels: CpuKernels = "auto"
     """Kernels of convolution and batch norm on a CPU. auto: oneDNN's where they are installed, else XLA's. plain: XLA's
     without our rewriting, which is slow."""
     sync_batch_norm: bool = True
@@ -119,6 +134,9 @@ class RunConfig:
     """Train steps in one call of the devices. 0: 1 on a CPU, 32 elsewhere."""
     compile_cache: bool = True
     """Keep compiled programs in ~/.cache/resnet_jax (or $XDG_CACHE_HOME), so that the next run starts sooner."""
+
+    def __post_init__(self) -> None:
+        settle(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +155,13 @@ class Config:
     """Images of a step, over all devices."""
     seed: int = 0
     """Seed of initialisation, of the order of images and of augmentation."""
-    data: tyro.conf.OmitArgPrefixes[DataConfig] = DataConfig()
-    model: tyro.conf.OmitArgPrefixes[ModelConfig] = ModelConfig()
-    optim: tyro.conf.OmitArgPrefixes[OptimConfig] = OptimConfig()
-    run: tyro.conf.OmitArgPrefixes[RunConfig] = RunConfig()
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    run: RunConfig = RunConfig()
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     @property
     def stem_form(self) -> str:
@@ -153,11 +174,10 @@ PARTS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "run": 
 
 def from_dict(values: dict[str, Any]) -> Config:
     """The inverse of dataclasses.asdict, also after a round trip through JSON."""
-    optim = values["optim"] | {"decay_epochs": tuple(values["optim"]["decay_epochs"])}
     parts = {
         "data": DataConfig(**values["data"]),
         "model": ModelConfig(**values.get("model", {})),  # old runs have none
-        "optim": OptimConfig(**optim),
+        "optim": OptimConfig(**values["optim"]),
         "run": RunConfig(**values["run"]),
     }
     return Config(**(values | parts))

@@ -14,12 +14,14 @@ from resnet_jax.runs import build, hardware, rundir
 from resnet_jax.runs.checkpoint import Checkpoints, damage, kept_checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config
+from resnet_jax.runs.effects import check_made
+from resnet_jax.runs.override import describe
 from resnet_jax.runs.pretrained import read_pretrained
 from resnet_jax.runs.recording import Checkpointing, ConfigFile, Meta, MetricsFile, Resume
-from resnet_jax.training.callbacks import Growth, StopSignals
+from resnet_jax.training.callbacks import Growth, StopSignals, check_stopping
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
 from resnet_jax.training.loop import Loop, run
-from resnet_jax.training.parallel import AXIS, pick_devices
+from resnet_jax.training.parallel import AXIS, Device, pick_devices
 from resnet_jax.training.trainer import Result, check_batch, result_of
 
 
@@ -50,6 +52,9 @@ def fit(config: Config, *, callbacks: Sequence[Any] = ()) -> RunResult:
 
 
 def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
+    place = rundir.choose(config)
+    if not place.resumes:
+        check_made(config)
     devices = pick_devices(config.run.devices)
     dtype = hardware.pick_dtype(config.run.precision, devices[0])
     own = build.load_data(config) if config.data.data_folder else None
@@ -57,28 +62,43 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     check_batch(config.batch_size, info.num_train, len(devices))
     model = build.make_model(config, get_arch(config.arch), info, dtype)
     pretrained = read_pretrained(config, model, info.image_shape[-1])
-    run_dir = rundir.choose(config)
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)
-    build.check_stopping(config, dataset)
+    stopping = build.stopping(config)
+    check_stopping([*stopping, *callbacks], dataset)
     if config.run.compile_cache:
         hardware.use_compile_cache()
-    with rundir.hold(run_dir), kept_checkpoints(run_dir) as checkpoints:
+    hold = rundir.hold(place.path, new=not place.resumes, named=place.named)
+    with hold as run_dir, kept_checkpoints(run_dir) as checkpoints:
         arch, latest = latest_arch(config, checkpoints), checkpoints.latest()
         axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
-        growth, signals = build.make_growth(config, arch, info, devices, axis_name), StopSignals()
+        growth, signals = build.make_growth(config, arch, info, dtype, axis_name), StopSignals()
         trainer = build.make_trainer(config, info, devices)
         tqdm.write(f"{arch.name} on {hardware.describe(devices, dtype)}")
+        report_unused(config, devices, steps=info.num_train // config.batch_size)
         model = build.make_model(config, arch, info, dtype)
         loop = trainer.make_loop(model, dataset, pretrained if latest is None else None)
-        announce_start(config, latest, pretrained)
+        announce_start(config, place, latest, pretrained)
         recording = recorders(config, info, checkpoints, run_dir, growth)
-        shown = [signals, *build.stopping(config), ProgressBar(), Forecast(), EpochLines()]
+        shown = [signals, *stopping, ProgressBar(), Forecast(), EpochLines()]
         run(loop, [*recording[:2], *callbacks, *shown, *recording[2:], growth])
     if signals.received is not None and not loop.finished:
         raise Stopped(signals.received, run_dir, loop.step)
     result = result_of(loop)
     return RunResult(result.variables, result.history, result.state, result.stopped, run_dir)
+
+
+def report_unused(config: Config, devices: list[Device], steps: int) -> None:
+    """Print the options that have no effect on these devices, in epochs of so many steps."""
+    kernels, platform = config.run.cpu_kernels, devices[0].platform
+    if kernels != "auto" and platform != "cpu":
+        tqdm.write(f"--cpu-kernels {kernels} has no effect on a {platform}")
+    if not config.run.sync_batch_norm and len(devices) == 1:
+        tqdm.write("--no-sync-batch-norm has no effect on one device")
+    if config.optim.early_stopping >= config.epochs:
+        tqdm.write(f"--early-stopping {config.optim.early_stopping} has no effect in {config.epochs} epochs")
+    if config.optim.warmup_epochs and not round(config.optim.warmup_epochs * steps):
+        tqdm.write(f"--warmup-epochs {config.optim.warmup_epochs} has no effect in epochs of {steps} steps")
 
 
 def recorders(
@@ -106,12 +126,16 @@ def recorders(
     ]
 
 
-def announce_start(config: Config, latest: int | None, pretrained: Any) -> None:
-    """Print what a run without a checkpoint starts from."""
+def announce_start(config: Config, place: rundir.Place, latest: int | None, pretrained: Any) -> None:
+    """Print what --override changes, and what a run without a checkpoint starts from."""
+    if config.run.override and place.resumes:
+        tqdm.write(describe(rundir.read_config(place.path), config))
     if latest is not None:
         return
-    if config.run.resume:
+    if place.resumes:
         tqdm.write("the run has no checkpoint yet: it starts at step 0")
+    elif config.run.resume:
+        tqdm.write("--resume auto: there is no run to continue, so this one starts")
     if pretrained is not None:
         head = "" if "head" in pretrained["params"] else ", with a new head"
         tqdm.write(f"starting from the weights in {config.model.pretrained}{head}")

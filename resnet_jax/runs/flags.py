@@ -1,51 +1,92 @@
 """From flags and recipes (configs/*.toml) to a Config."""
 
-import contextlib
 import dataclasses
-import difflib
-import io
-import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-import tyro
+from typing import Any
 
 from resnet_jax.errors import ConfigError, unknown
+from resnet_jax.paths import user_path
+from resnet_jax.runs.argv import flags_of, hint, read_words
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import PARTS, Config
+from resnet_jax.runs.effects import check_effects, unused
+from resnet_jax.runs.values import plain
 
-T = TypeVar("T")
-
-
-def parse(argv: Sequence[str], prog: str = "train.py", default: Config | None = None) -> Config:
-    """Read the flags, and check the Config."""
-    return check(read(argv, prog, default))
+Values = dict[str, Any]  # of fields, by name
 
 
-def read(argv: Sequence[str], prog: str = "train.py", default: Config | None = None) -> Config:
-    """The Config of a recipe with the values of the flags; ConfigError, of one line, for invalid flags.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a command asks for. named: the values of its flags; recipe: the file of --config, or None."""
 
-    The recipe is that of --config; else that of --arch; else finetune with --pretrained, and default without it.
-    default: the config of a run that is resumed; it replaces every recipe but that of --config.
-    """
-    asked = _parse(argv, prog)
-    recipe = find_recipe(asked.config) if asked.config else None
-    if recipe is None and default is None:
+    named: Values
+    recipe: Path | None
+
+    def new(self) -> Config:
+        """The config of a new run: the recipe with the values of the flags. ConfigError for an invalid one.
+
+        Without --config the recipe is that of --arch, or else finetune with --pretrained, and default without it. A
+        value of the recipe that has no effect beside the flags is left out.
+        """
+        recipe = self.recipe or self._own_recipe()
+        values = recipe_values(recipe)
+        alone = changed(Config(), values)
+        config = check(changed(alone, self.named))
+        check_effects(config, self.named)
+        try:
+            check_effects(alone, [name for name in unused(config) if name in values and name not in self.named])
+        except ConfigError as error:
+            raise ConfigError(f"{recipe}: {error}") from None
+        defaults = {name: flag.default for name, flag in flags_of(Config).items()}
+        return changed(config, {name: defaults[name] for name in unused(config)})
+
+    def resumed(self, old: Config, run_dir: Path) -> Config:
+        """The config of a run that is resumed, with the values of --config and of the flags."""
+        config = changed(old, recipe_values(self.recipe) if self.recipe else {})
+        config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
+        check_effects(config, self.named)
+        source = config.data.source_dir
+        if source and "source_dir" not in self.named and not Path(source).is_dir():  # the data was prepared from it
+            config = changed(config, {"source_dir": ""})
+        return config
+
+    def start(self) -> Config:
+        """The config as it is before it is known whether a run is resumed. It is not checked."""
+        recipe = self.recipe or self._own_recipe()
+        return changed(changed(Config(), recipe_values(recipe)), self.named)
+
+    def _own_recipe(self) -> Path:
         known = recipes()
-        recipe = known.get(asked.arch) or known.get("finetune" if asked.model.pretrained else "default")
-    flags = recipe_flags(recipe) if recipe else []
-    try:  # alone first, so that an error names the file
-        _parse(flags, prog)
-    except ConfigError as error:
-        raise ConfigError(f"{recipe}: {error}") from None
-    return _parse([*flags, *argv], prog, default)
+        fallback = known["finetune" if self.named.get("pretrained") else "default"]
+        return known.get(self.named.get("arch", Config.arch), fallback)
+
+
+def ask(argv: Sequence[str], prog: str = "train.py") -> Asked:
+    """Read the flags of training; ConfigError, of one line, for invalid flags."""
+    named = read_words(Config, argv, prog)
+    return Asked(named, find_recipe(named["config"]) if named.get("config") else None)
+
+
+def parse(argv: Sequence[str], prog: str = "train.py") -> Config:
+    """The checked Config of a new run."""
+    return ask(argv, prog).new()
 
 
 def load_recipe(name: str) -> Config:
     """The Config of configs/NAME.toml, or of a .toml file; ConfigError, with the nearest name, for an unknown one."""
-    return parse(["--config", name])
+    return Asked({"config": plain("config", str, name)}, find_recipe(plain("config", str, name))).new()
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """The config with other values of fields, wherever they are."""
+    flags, parts = flags_of(Config), {}
+    for part in PARTS:
+        own = {name: value for name, value in values.items() if flags[name].part == part}
+        parts[part] = dataclasses.replace(getattr(config, part), **own)
+    own = {name: value for name, value in values.items() if not flags[name].part}
+    return dataclasses.replace(config, **parts, **own)
 
 
 def recipes() -> dict[str, Path]:
@@ -57,81 +98,43 @@ def recipes() -> dict[str, Path]:
 
 def find_recipe(name: str) -> Path:
     """The file of a recipe, from its name or its path."""
-    if name.endswith(".toml"):
-        if not Path(name).is_file():
-            raise ConfigError(f"--config {name}: there is no such file; give a .toml file or a name of configs/")
-        return Path(name)
     known = recipes()
-    if name not in known:
+    if name in known:
+        return known[name]
+    path = user_path(name, "--config")
+    if path.suffix != ".toml" and name != ".toml":
         raise ConfigError(unknown("recipe", name, known) + ", or give a .toml file")
-    return known[name]
+    if not path.is_file():
+        raise ConfigError(f"--config {name}: there is no such file; give a .toml file or a name of configs/")
+    return path
 
 
-def recipe_flags(path: Path) -> list[str]:
-    """The values of a recipe as flags, so that errors in a file are found in the same way as on the command line."""
+def recipe_values(path: Path) -> Values:
+    """The values of a recipe, by name of the field; ConfigError, which names the file, for invalid ones."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        held = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not a valid TOML file: {error}") from None
-    flags = list(_flags(values))
-    if "--help" in flags:
-        raise ConfigError(f"{path}: a recipe has no key help; leave it out")
-    return flags
+    flags, values = flags_of(Config), {}
+    for key, value in _leaves(held):
+        name = key.replace("-", "_")
+        if name == "config":
+            raise ConfigError(f"{path}: a recipe cannot take its values from another one; leave config out")
+        if name not in flags:
+            raise ConfigError(f"{path}: unknown key {key}{hint(key, flags)}")
+        if name in values:
+            raise ConfigError(f"{path}: {key} is given twice; leave one of them out")
+        try:
+            values[name] = plain(name, flags[name].kind, value)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+    return values
 
 
-def _flags(values: dict[str, Any]) -> Iterator[str]:
+def _leaves(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys and values. Tables group keys as --help does; their names do not matter."""
     for key, value in values.items():
-        flag = key.replace("_", "-")
-        if isinstance(value, dict):  # tables group keys as --help does; flags have no prefix
-            yield from _flags(value)
-        elif isinstance(value, bool):
-            yield f"--{flag}" if value else f"--no-{flag}"
-        elif isinstance(value, list):
-            yield from (f"--{flag}", *map(str, value))
+        if isinstance(value, dict):
+            yield from _leaves(value)
         else:
-            yield f"--{flag}={value}"  # one word: a value may begin with a dash
-
-
-def _parse(argv: Sequence[str], prog: str, default: Config | None = None) -> Config:
-    return parse_as(Config, argv, prog, default or Config())
-
-
-def parse_as(kind: type[T], argv: Sequence[str], prog: str, default: T | None = None) -> T:
-    """A dataclass from flags, by tyro; ConfigError with one line from tyro's drawn box."""
-    stderr = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(stderr):
-            if default is None:
-                return tyro.cli(kind, prog=prog, args=list(argv))
-            return tyro.cli(kind, prog=prog, args=list(argv), default=default)
-    except SystemExit as stop:
-        if not stop.code:  # --help
-            raise
-        raise ConfigError(one_line(stderr.getvalue(), kind)) from None
-
-
-def one_line(box: str, kind: type = Config) -> str:
-    """The message in tyro's drawn box, and the nearest flag of `kind` or the nearest choice.
-
-    The box has a title, then parts between horizontal rules; the message is the first part. It has a frame if stdout
-    is UTF-8.
-    """
-    parts: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│ ")
-        if text.startswith("╭") or re.fullmatch("[-─╰╯]{3,}", text):
-            parts.append([])
-        else:
-            parts[-1].append(text)
-    message = " ".join(parts[1]).strip()
-    if choice := re.fullmatch(r"invalid choice '(.*)' for argument '--(\S+)'\. Expected one of \((.*)\)\.", message):
-        return unknown(choice[2], choice[1], re.findall(r"'([^']*)'", choice[3]))
-    bad = re.match(r"Unrecognized options:.*?--([\w-]+)", message)
-    nearest = difflib.get_close_matches(bad[1], _all_flags(kind), n=1) if bad else []
-    return message + (f": did you mean --{nearest[0]}?" if nearest else "; --help lists every flag")
-
-
-def _all_flags(kind: type) -> list[str]:
-    parts = (Config, *PARTS.values()) if kind is Config else (kind,)
-    names = [field.name for part in parts for field in dataclasses.fields(part)]
-    return [name.replace("_", "-") for name in names if name not in PARTS]
+            yield key, value

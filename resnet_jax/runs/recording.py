@@ -63,7 +63,7 @@ class ConfigFile:
     def on_fit_start(self, loop: Loop) -> None:
         """Write the config."""
         with rundir.kept_in(self.run_dir):
-            rundir.write_config(self.run_dir, self.config)
+            rundir.write_config(self.run_dir, self.config, loop.step)
 
 
 class MetricsFile:

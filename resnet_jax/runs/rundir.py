@@ -3,75 +3,142 @@
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 
-from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.runs.checks import growths
-from resnet_jax.runs.config import PARTS, Config, DataConfig, from_dict
+from resnet_jax.errors import CheckpointError, ConfigError, listed
+from resnet_jax.runs.config import Config, DataConfig, from_dict
+from resnet_jax.runs.override import check_same, differences
 from resnet_jax.whole_file import whole_file
 
 RUNS = Path("runs")
-CONFIG_FILE, METRICS_FILE = "config.json", "metrics.jsonl"
-
-# the flags that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
-FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes", "early_stopping"}
-FREE |= {"data_folder", "skip_unreadable"}
-FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels"}
+CONFIG_FILE, METRICS_FILE, LOCK, CHECKPOINTS = "config.json", "metrics.jsonl", ".lock", "checkpoints"
 
 
-def choose(config: Config) -> Path:
+class Place(NamedTuple):
+    """The folder of a run. resumes: it holds a run to continue. named: the user gave its name."""
+
+    path: Path
+    resumes: bool
+    named: bool
+
+
+def choose(config: Config) -> Place:
     """The folder of a new run, or of the run to resume; ConfigError if it is unsuitable. Writes nothing."""
-    if not config.run.resume:
-        return new_run_dir(config)
-    path = old_run_dir(config)
-    check_same_run(path, config)
-    return path
+    named, resume = bool(config.run.run_dir), config.run.resume
+    path = find_run(config) if resume == "auto" else old_run_dir(config) if resume else None
+    if path is None:
+        return Place(new_run_dir(config), False, named)
+    check_same(f"the run in {path}", read_config(path), config)
+    return Place(path, True, True)
 
 
 def new_run_dir(config: Config) -> Path:
     """The folder of a new run; ConfigError if it holds something, or cannot be made."""
+    if config.run.run_dir:
+        return check_new(Path(config.run.run_dir))
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
-    return check_new(Path(config.run.run_dir or RUNS / f"{config.arch}-{data_name(config.data)}-{stamp}"))
+    path = RUNS / f"{config.arch}-{data_name(config.data)}-{stamp}"
+    _check_writable(path)
+    return path
 
 
 def data_name(config: DataConfig) -> str:
     """The data set's part of the name of a run's folder: for pictures of your own the last part of their path."""
     if not config.data_folder:
         return config.dataset
-    return re.sub(r"[^\w.-]+", "_", Path(config.data_folder).expanduser().resolve().name) or "pictures"
+    return re.sub(r"[^\w.-]+", "_", Path(config.data_folder).resolve().name) or "pictures"
 
 
 def check_new(path: Path, name: str = "--run-dir", resume: str = "--resume") -> Path:
     """The path itself; ConfigError if a run cannot start there. Writes nothing."""
     check_readable(path)
-    if path.is_dir() and any(path.iterdir()):
-        raise ConfigError(f"{name} {path} exists and is not empty: add {resume} to continue, or give another folder")
+    if path.is_dir() and not _is_unused(path):
+        continued = f"add {resume} to continue, or " if _holds_run(path) else ""
+        raise ConfigError(f"{name} {path} exists and is not empty: {continued}give another folder")
     _check_writable(path)
     return path
+
+
+def _is_unused(path: Path) -> bool:
+    """Whether a folder is as good as empty: a run that ended before its first step leaves a lock and no checkpoint."""
+    return all(
+        entry.name == LOCK or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
+        for entry in path.iterdir()
+    )
+
+
+def _holds_run(path: Path) -> bool:
+    return (path / CONFIG_FILE).is_file() or (path / CHECKPOINTS).is_dir()
 
 
 def old_run_dir(config: Config) -> Path:
-    """The folder of the run to resume: --run-dir, or the newest one of that arch and data set."""
-    if config.run.run_dir:
-        path = Path(config.run.run_dir)
-        check_readable(path)
-        if not (path / CONFIG_FILE).is_file():
-            raise ConfigError(f"--resume: there is no run in {path}; leave --resume out to start one")
-    else:
-        pattern = f"{config.arch}-{data_name(config.data)}-*/{CONFIG_FILE}"
+    """The folder of the run to resume: --run-dir, or the newest run of that arch and data set in runs/."""
+    if (path := find_run(config)) is not None:
+        return path
+    given = config.run.run_dir
+    wanted = f"in {given}" if given else f"of {config.arch} on {data_name(config.data)} in {RUNS}/"
+    nearby = runs_in(Path(given)) or runs_in(Path(given).parent) if given else runs_in(RUNS)
+    others = f"; there is {listed(map(_described, nearby))}: give one with --run-dir" if nearby else ""
+    raise ConfigError(f"--resume: there is no run {wanted}; leave --resume out to start one{others}")
 
-        path = max(RUNS.glob(pattern), default=RUNS).parent
-        if path == RUNS.parent:
-            raise ConfigError(f"--resume: there is no run {RUNS / pattern}; leave --resume out to start one")
+
+def find_run(config: Config) -> Path | None:
+    """The folder of the run to resume, or None. ConfigError for a folder that cannot be read or continued."""
+    if not config.run.run_dir:
+        found = [path for path in runs_in(RUNS) if _is_of(path, config)]
+        if found:
+            _check_writable(found[0])
+        return found[0] if found else None
+    path = Path(config.run.run_dir)
+    check_readable(path)
+    if not (path / CONFIG_FILE).is_file():
+        if path.is_dir() and (path / CHECKPOINTS).is_dir() and not _is_unused(path):
+            raise ConfigError(
+                f"--run-dir {path} has checkpoints and no {CONFIG_FILE}; put that file back, or give another folder "
+                "(a Trainer continues its own runs with resume=True)"
+            )
+        return None
     _check_writable(path)
     return path
+
+
+def runs_in(folder: Path) -> list[Path]:
+    """The runs in a folder, the one that was written to last first."""
+    with contextlib.suppress(OSError):
+        return sorted((path.parent for path in folder.glob(f"*/{CONFIG_FILE}")), key=_written_at, reverse=True)
+    return []
+
+
+def _written_at(run_dir: Path) -> tuple[float, str]:
+    """When the newest file of a run was written: its config, its metrics or a checkpoint. Then its name."""
+    files = (run_dir / CONFIG_FILE, run_dir / METRICS_FILE, *run_dir.glob(f"{CHECKPOINTS}/*"))
+    return max(file.stat().st_mtime for file in files if file.exists()), run_dir.name
+
+
+def _is_of(run_dir: Path, config: Config) -> bool:
+    """Whether a run has the architecture and the data of a config. Its name decides if its config is damaged."""
+    try:
+        old = read_config(run_dir)
+    except CheckpointError:
+        return run_dir.name.startswith(f"{config.arch}-{data_name(config.data)}-")
+    same_kind = bool(old.data.data_folder) == bool(config.data.data_folder)
+    return same_kind and (old.arch, data_name(old.data)) == (config.arch, data_name(config.data))
+
+
+def _described(run_dir: Path) -> str:
+    try:
+        config = read_config(run_dir)
+    except CheckpointError:
+        return str(run_dir)
+    return f"{run_dir} ({config.arch} on {data_name(config.data)})"
 
 
 def check_out(path: Path) -> Path:
@@ -101,17 +168,30 @@ def _check_writable(path: Path, flag: str = "--run-dir") -> None:
 
 def read_config(run_dir: Path) -> Config:
     """The config of a run."""
+    config, _ = _read(run_dir)
+    return config
+
+
+def _read(run_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
+    """The config of a run, and what --override has changed in it, in order."""
     path = run_dir / CONFIG_FILE
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        overrides = list(values.pop("overrides", []))
+        config = from_dict(values)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path}: it does not hold a valid config ({error})") from None
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, override=False)), overrides
 
 
-def write_config(run_dir: Path, config: Config) -> None:
-    """Write the config beside the checkpoints."""
+def write_config(run_dir: Path, config: Config, step: int = 0) -> None:
+    """Write the config beside the checkpoints. What --override changes at this step is added under "overrides"."""
+    old, overrides = _read(run_dir) if (run_dir / CONFIG_FILE).is_file() else (config, [])
+    if changes := differences(old, config):
+        overrides = [*overrides, {"step": step, "changes": changes}]
+    values = dataclasses.asdict(config) | ({"overrides": overrides} if overrides else {})
     with whole_file(run_dir / CONFIG_FILE) as part:
-        part.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager
@@ -128,39 +208,19 @@ def kept_in(run_dir: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same_run(run_dir: Path, config: Config) -> None:
-    """Raise ConfigError if the config differs from the run's in more than the FREE flags."""
-    old, new = (_flat(c) for c in (read_config(run_dir), config))
-    if config.optim.schedule == "cosine" and old["epochs"] != new["epochs"]:
-        raise ConfigError(
-            f"--resume: the cosine schedule of the run in {run_dir} ends at --epochs {old['epochs']}, "
-            f"not {new['epochs']}; leave --epochs out, or start another run without --resume"
-        )
-    for key in old:
-        if key not in FREE and old[key] != new[key]:
-            flag = "--" + key.replace("_", "-")
-            raise ConfigError(
-                f"--resume: the run in {run_dir} has {flag} {old[key] or repr(old[key])}, "
-                f"not {new[key] or repr(new[key])}; "
-                f"leave {flag} out, or start another run without --resume"
-            )
-
-
-def _flat(config: Config) -> dict[str, object]:
-    values = dataclasses.asdict(config)
-    values["model"]["grow"] = ",".join(
-        f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow)
-    )  # without spaces
-    parts = [values.pop(name) for name in PARTS]
-    return values | {key: value for part in parts for key, value in part.items()}
-
-
 @contextlib.contextmanager
-def hold(run_dir: Path) -> Iterator[None]:
-    """Make the folder, and lock it against other processes that would train into it."""
-    lock = filelock.FileLock(run_dir / ".lock", blocking=False)
+def hold(run_dir: Path, *, new: bool = False, named: bool = True) -> Iterator[Path]:
+    """Make the folder, and lock it against other processes that would train into it. Yields its path.
+
+    new: raise ConfigError if another process has put a run into it meanwhile. Without named the folder is a new one in
+    any case: if its name is taken, it gets the suffix -2, -3 and so on.
+    """
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        if named:
+            run_dir.mkdir(parents=True, exist_ok=True)
+        else:
+            run_dir = _make_another(run_dir)
+        lock = filelock.FileLock(run_dir / LOCK, blocking=False)
         lock.acquire()
     except filelock.Timeout:
         raise CheckpointError(
@@ -169,9 +229,22 @@ def hold(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"--run-dir {run_dir} cannot be made: {error.strerror}; give another folder") from None
     try:
-        yield
+        if new:
+            check_new(run_dir)
+        yield run_dir
     finally:
         lock.release()
+
+
+def _make_another(path: Path) -> Path:
+    """Make a folder that did not exist, of this name or with a number after it. mkdir decides between processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("itertools.count has no end")
 
 
 def write_rows(run_dir: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from resnet_jax.data import ImageDataset
 from resnet_jax.errors import ConfigError, TrainingError
 from resnet_jax.models import Arch
 from resnet_jax.training.growth import grow_state
@@ -34,13 +35,13 @@ class EarlyStopping:
 
     def on_fit_start(self, loop: Loop) -> None:
         """Stop at once if a resumed fit had been stopped."""
-        self.check(loop)
+        self.check(loop.data)
         if loop.history and self.epochs_without_improvement(loop.history) >= self.patience:
             loop.stop(self._reason())
 
-    def check(self, loop: Loop) -> None:
+    def check(self, data: ImageDataset) -> None:
         """Raise ConfigError for a metric that no row will have."""
-        if self.monitor.startswith("validation_") and loop.data.validation is None:
+        if self.monitor.startswith("validation_") and data.validation is None:
             raise ConfigError(
                 f"EarlyStopping(monitor={self.monitor!r}): the data has no validation part; "
                 "hold one out with validation=0.1 (--validation 0.1)"
@@ -67,6 +68,13 @@ class EarlyStopping:
 
     def _reason(self) -> str:
         return f"{self.monitor} has not improved for {self.patience} epochs"
+
+
+def check_stopping(callbacks: Sequence[Any], data: ImageDataset) -> None:
+    """Raise ConfigError, before anything is written, for an EarlyStopping that the data cannot serve."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            callback.check(data)
 
 
 class Growth:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import threading
+import types
 
 import jax
 import made
@@ -14,8 +15,10 @@ from made import BATCH, STEPS, compilations, final, kept, make_config, make_spli
 import resnet_jax
 from resnet_jax import create_model, fit
 from resnet_jax.errors import CheckpointError, ConfigError, TrainingError
-from resnet_jax.runs import RunResult, rundir
+from resnet_jax.runs import OptimConfig, RunResult, rundir
+from resnet_jax.runs.build import make_schedule
 from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.fit import report_unused
 from resnet_jax.training.metrics import Sums
 
 
@@ -130,6 +133,36 @@ def test_the_default_folder_is_named_as_the_seed_names_it(data_dir):
     again = fit(made.change(make_config(data_dir, ""), resume=True, epochs=3))  # pyright: ignore[reportArgumentType]
     assert again.run_dir == result.run_dir
     assert len(again.history) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "platform", "line"),
+    [
+        ({"cpu_kernels": "onednn"}, "tpu", "--cpu-kernels onednn has no effect on a tpu"),
+        ({"sync_batch_norm": False}, "cpu", "--no-sync-batch-norm has no effect on one device"),
+        ({"warmup_epochs": 0.1}, "cpu", "--warmup-epochs 0.1 has no effect in epochs of 3 steps"),
+        ({"early_stopping": 5}, "cpu", "--early-stopping 5 has no effect in 2 epochs"),
+        ({"early_stopping": 1, "warmup_epochs": 0.5}, "cpu", ""),
+        ({"cpu_kernels": "xla"}, "cpu", ""),
+    ],
+)
+def test_an_option_without_an_effect_on_this_machine_is_reported(changes, platform, line, data_dir, capsys):
+    device = types.SimpleNamespace(platform=platform)
+    report_unused(make_config(data_dir, "run", **changes), [device], STEPS)  # pyright: ignore[reportArgumentType]
+    assert capsys.readouterr().out.strip() == line
+
+
+def test_more_training_images_than_validation_leaves(data_dir, tmp_path):
+    """A share: it is known when the data has been read. Nothing is written."""
+    with pytest.raises(ConfigError, match="--train-images 50 is more than the 26 that --validation leaves"):
+        fit(make_config(data_dir, tmp_path / "run", train_images=50, validation=0.5))
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_decays_in_one_step_multiply():
+    config = OptimConfig(1.0, "step", decay_epochs=(1.0, 1.01, 2.0), decay_factor=0.5)
+    schedule = make_schedule(config, 3, 3)
+    assert [float(schedule(step)) for step in (2, 3, 5, 6)] == pytest.approx([1.0, 0.25, 0.25, 0.125])
 
 
 # --- giving up

@@ -37,7 +37,8 @@ from resnet_jax.models.growth import moved
 from resnet_jax.runs import OptimConfig, grow_run
 from resnet_jax.runs.build import make_optimizer, make_schedule
 from resnet_jax.runs.checkpoint import Checkpoints
-from resnet_jax.runs.rundir import check_same_run, read_config
+from resnet_jax.runs.override import check_same
+from resnet_jax.runs.rundir import read_config
 from resnet_jax.training import loop
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.parallel import replicate, shard
@@ -279,7 +280,7 @@ def test_another_growth_is_another_run(data_dir, tmp_path):
     for grow, shown in (("", "''"), ("2:1", "2:1"), ("3:1,3:2", "3:1,3:2")):
         with pytest.raises(ConfigError, match=f"has --grow 2:2,3:1, not {shown}; leave --grow out"):
             fit(made.change(config, resume=True, grow=grow))
-    check_same_run(tmp_path / "run", made.change(config, grow=" 2:2, 3:1"))  # the same, with blanks
+    check_same("the run", read_config(tmp_path / "run"), made.change(config, grow=" 2:2, 3:1"))  # the same, with blanks
 
 
 # ---- a run made of another ----

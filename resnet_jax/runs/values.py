@@ -1,0 +1,166 @@
+"""Values of options: from the text of a flag, or from Python and TOML, to the plain value that JSON holds."""
+
+import dataclasses
+import functools
+import math
+import numbers
+import os
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from resnet_jax.errors import ConfigError, unknown
+from resnet_jax.paths import user_path
+
+PATH = "path"
+PathText = Annotated[str, PATH]  # the kind of a field that holds a path: user_path reads it
+
+
+@functools.cache
+def kinds_of(options: type) -> dict[str, Any]:
+    """The type of each field of a dataclass."""
+    return get_type_hints(options, include_extras=True)
+
+
+def settle(options: Any) -> None:
+    """Make every field of a frozen dataclass plain, in its __post_init__; ConfigError for a value of another type."""
+    for name, kind in kinds_of(type(options)).items():
+        value = getattr(options, name)
+        if not is_part(kind):
+            object.__setattr__(options, name, plain(name, kind, value))
+        elif not isinstance(value, kind):
+            raise ConfigError(f"{name}: give a {kind.__name__}, not a {type(value).__name__}")
+
+
+def is_part(kind: Any) -> bool:
+    """Whether the kind of a field is a dataclass, whose fields are options themselves."""
+    return isinstance(kind, type) and dataclasses.is_dataclass(kind)
+
+
+def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
+    """The value of a field of this kind as bool, int, float, str, tuple or None; ConfigError for another type.
+
+    Numbers may be scalars of numpy or jax. A whole float is no whole number, and 1 is no bool. flag: the name of the
+    field in messages.
+    """
+    flag = flag or f"{name} (--{name.replace('_', '-')})"
+    if PATH in metadata_of(kind):
+        return "" if isinstance(value, str) and not value else str(user_path(value, flag))
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        value = value.item()
+    if choices := choices_of(kind):
+        if value in choices and type(value) in {type(choice) for choice in choices}:
+            return value
+        if isinstance(value, str):
+            raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
+        raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
+    if get_origin(kind) is tuple:
+        what = f"{flag} {shown(value)}"
+        return tuple(_number(what, item, "numbers, such as (5, 8)") for item in _items(what, value))
+    if optional(kind):
+        return None if value is None else _whole(flag, value)
+    return {bool: _bool, int: _whole, float: _float, str: _text}[bare(kind)](flag, value)
+
+
+def _bool(flag: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{flag} {shown(value)}: give True or False")
+    return value
+
+
+def _whole(flag: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ConfigError(f"{flag} {shown(value)}: give a whole number{_nearest(value)}")
+    return int(value)
+
+
+def _nearest(value: Any) -> str:
+    """The whole number that a float may stand for."""
+    whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
+    return f", such as {int(value)}" if whole and abs(value) < 1e15 else ""
+
+
+def _float(flag: str, value: Any) -> float:
+    return _number(f"{flag} {shown(value)}", value, "a number, such as 0.1")
+
+
+def _number(what: str, value: Any, wanted: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ConfigError(f"{what}: give {wanted}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{what} is out of range; give {wanted}") from None
+
+
+def _text(flag: str, value: Any) -> str:
+    if not isinstance(value, str | os.PathLike):
+        raise ConfigError(f"{flag} {shown(value)}: give text")
+    return os.fsdecode(value)
+
+
+def _items(what: str, value: Any) -> list[Any]:
+    if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
+        raise ConfigError(f"{what}: give numbers, such as (5, 8)")
+    return [item.item() if getattr(item, "shape", None) == () else item for item in value]
+
+
+def shown(value: Any) -> str:
+    """A value in a message of one line: text as it was typed if it is printable, else the start of its repr."""
+    if isinstance(value, str) and value.isprintable() and value:
+        return value
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def metadata_of(kind: Any) -> tuple[Any, ...]:
+    """What Annotated adds to a kind."""
+    return getattr(kind, "__metadata__", ())
+
+
+def bare(kind: Any) -> Any:
+    """The kind without what Annotated adds to it."""
+    return get_args(kind)[0] if metadata_of(kind) else kind
+
+
+def choices_of(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, and of a union of bool and a Literal; () for other kinds."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    members = _members(kind)
+    return (False, True, *get_args(members[1])) if members[:1] == (bool,) else ()
+
+
+def optional(kind: Any) -> bool:
+    """Whether a kind is `int | None`."""
+    return type(None) in _members(kind)
+
+
+def _members(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, types.UnionType) else ()
+
+
+def from_text(name: str, kind: Any, text: str) -> Any:
+    """The value that the word of a flag stands for, before `plain`; ConfigError for a number that is none."""
+    flag = "--" + name.replace("_", "-")
+    if kind is int or optional(kind):
+        if optional(kind) and text.lower() == "none":
+            return None
+        try:
+            return int(text)
+        except ValueError:
+            raise ConfigError(f"{flag} {shown(text)}: give a whole number{_nearest(_as_float(text))}") from None
+    if kind is float or get_origin(kind) is tuple:
+        number = _as_float(text)
+        if number is None:
+            several = f"numbers with spaces between them, such as {flag} 5 8"
+            raise ConfigError(f"{flag} {shown(text)}: give {'a number, such as 0.1' if kind is float else several}")
+        return number
+    return text
+
+
+def _as_float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
