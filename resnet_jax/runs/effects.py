@@ -8,9 +8,10 @@ from resnet_jax.runs.config import PARTS, Config
 
 
 class Effect(NamedTuple):
-    """The condition under which an option has an effect, and what to say otherwise, of {value} and of the config {c}.
+    """An option, the condition under which it has an effect, and the message otherwise.
 
-    by_flag: only a flag is refused; in a recipe or in Python the option does no harm.
+    otherwise: a format string of the option's {value} and of the config {c}. by_flag: only a flag is refused; in a
+    recipe or in Python the option does no harm.
     """
 
     option: str

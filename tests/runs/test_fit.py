@@ -162,7 +162,7 @@ def test_more_training_images_than_validation_leaves(data_dir, tmp_path):
 def test_several_decays_in_one_step_multiply():
     config = OptimConfig(1.0, "step", decay_epochs=(1.0, 1.01, 2.0), decay_factor=0.5)
     schedule = make_schedule(config, 3, 3)
-    assert [float(schedule(step)) for step in (2, 3, 5, 6)] == pytest.approx([1.0, 0.25, 0.25, 0.125])
+    assert [np.asarray(schedule(step)).item() for step in (2, 3, 5, 6)] == pytest.approx([1.0, 0.25, 0.25, 0.125])
 
 
 # --- giving up
