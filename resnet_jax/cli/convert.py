@@ -48,7 +48,7 @@ class Convert:
     """The width of the network in the file, as --width of training."""
     squeeze_excitation: bool = False
     """Whether its blocks have squeeze-and-excitation."""
-    class_names: str = ""
+    class_names: PathText = ""
     """A text file with the name of a class on each line. Default: ImageNet's, for its weights."""
     mean: tuple[float, ...] = ()
     """What to subtract from images in [0, 1]: a number, or one for each channel. Default: ImageNet's for its weights,
@@ -62,7 +62,6 @@ class Convert:
 def convert(argv: Sequence[str], prog: str) -> None:
     """Convert weights to ours, or back."""
     asked = parse_as(Convert, argv, prog)
-    asked = dataclasses.replace(asked, source=user(asked.source), out=user(asked.out))
     if asked.to_torch:
         convert_to_torch(asked)
         return
@@ -89,15 +88,10 @@ def convert(argv: Sequence[str], prog: str) -> None:
     print(summary(asked.out, described))
 
 
-def user(path: str) -> str:
-    """The path with ~ expanded."""
-    return str(Path(path).expanduser())
-
-
 def read_names(file: str) -> tuple[str, ...]:
     """The lines of --class-names."""
     try:
-        lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InteropError(f"--class-names {file} cannot be read: {error}; give a text file in UTF-8") from None
     return tuple(line.strip() for line in lines if line.strip())

@@ -28,7 +28,7 @@ class Export:
 def export(argv: Sequence[str], prog: str) -> None:
     """Write the program, and print how to run it."""
     asked = parse_as(Export, argv, prog)
-    path = asked.out or str(Path(asked.run_dir).expanduser() / "predict.jax_export")
+    path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
     predictor = load(asked.run_dir)
     size = export_program(predictor.probabilities, predictor.image_shape, path)
     shape = ", ".join(map(str, predictor.image_shape))

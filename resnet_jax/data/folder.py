@@ -16,7 +16,6 @@ from resnet_jax.errors import DataError, listed, one_line
 from resnet_jax.paths import user_path
 
 DEFAULT_SHARE = 0.1
-FLAG = "path (--data-folder)"
 Log = Callable[[str], object]
 
 

@@ -13,6 +13,7 @@ from resnet_jax.interop import Weights, from_torch, load_weights, read_state_dic
 from resnet_jax.interop.matching import Report
 from resnet_jax.interop.torch_weights import log
 from resnet_jax.models import get_arch
+from resnet_jax.paths import user_path
 from resnet_jax.runs.converted import is_converted, sizes
 from resnet_jax.runs.predictor import load
 from resnet_jax.runs.rundir import CONFIG_FILE
@@ -38,7 +39,7 @@ def open_weights(
     head: "keep", "reset", or "any", which leaves out a head that is missing or has several layers. The others are
     those of from_torch. Raises InteropError, CheckpointError or ConfigError for what cannot be opened.
     """
-    path = Path(path).expanduser()
+    path = user_path(path, "path", InteropError)
     rules: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "allow_nan": allow_nan}
     folder = path.is_dir() and folder_weights(path)
     if not folder:
