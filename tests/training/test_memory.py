@@ -97,7 +97,7 @@ def test_several_processes_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for chosen in (0, 1, devices[:2]):
         with pytest.raises(
-            ConfigError, match=r"process_count\(\) is 2: training in several processes is not supported"
+            ConfigError, match=r"process_count\(\) is 2: several processes are not supported"
         ):
             trainer(devices=chosen).fit(Tiny(), DATA)
     with pytest.raises(ConfigError, match="several processes"):
