@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from resnet_jax.errors import ConfigError, UserError
 
@@ -36,6 +36,12 @@ def user_path(given: str | os.PathLike[str], name: str, error: type[UserError] =
     return path.absolute() if str(path).startswith("~") or _is_special(str(path)) else path
 
 
+def cache_home() -> Path | None:
+    """The folder for caches: $XDG_CACHE_HOME/resnet_jax, or ~/.cache/resnet_jax. None if the home folder is unknown."""
+    text = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return None if os.path.expanduser(text).startswith("~") else user_path(text, "XDG_CACHE_HOME") / "resnet_jax"
+
+
 def _expanded(text: str, name: str, error: type[UserError]) -> Path:
     expanded = os.path.expanduser(text)
     if expanded.startswith("~"):
@@ -51,10 +57,10 @@ def _is_special(text: str) -> bool:
 
 def _of_url(text: str, name: str, error: type[UserError]) -> Path:
     """The path of a file:// URL of this machine; every other URL raises `error`."""
-    url = urlsplit(text)
-    if url.scheme.lower() == "file" and url.netloc in ("", "localhost"):
-        return user_path(unquote(url.path), name, error)
-    scheme = url.scheme.lower()
+    scheme, _, rest = text.partition(":")
+    scheme, host = scheme.lower(), re.match(r"///|//localhost/|/(?!/)", rest)
+    if scheme == "file" and host:
+        return user_path("/" + unquote(rest[host.end() :]), name, error)
     raise error(
         f"{name} {text} is a URL: only paths of this machine can be read and written; "
         f"give a local path, or one at which the {scheme}:// storage is mounted"

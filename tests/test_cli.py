@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint(capsys, finished, tmp_path):
     assert cli.main(["--resume", "--run-dir", str(copy), "--epochs", "3"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"train.py: {copy}/checkpoints/{latest.name}: the checkpoint is damaged")
-    assert line.endswith("and the run has no good one")
+    assert "; the run has no good one (damaged: " in line
 
 
 # --- the ways out
@@ -248,6 +248,15 @@ def test_a_job_that_is_always_started_with_the_same_line(capsys, tmp_path):
     assert "the run in run has --learning-rate 0.01, not 0.1; leave --learning-rate out, add --override to ch" in line
     assert cli.main([*flags, "--learning-rate", "0.1", "--override", "--epochs", "2"]) == 0
     assert [row["learning_rate"] for row in made.read_rows(tmp_path / "run")] == pytest.approx([0.01, 0.1])
+
+
+def test_a_job_whose_flags_make_a_value_of_its_recipe_useless(capsys, tmp_path):
+    """The value is left out at the first start, and at the second one too."""
+    (tmp_path / "own.toml").write_text("decay-epochs = [1.0]\nschedule = 'step'\n")
+    flags = [*GOOD.split(), "--epochs", "1", "--config", "own.toml", "--schedule", "constant", "--resume", "auto"]
+    for says in ("so this one starts", "nothing is left to do"):
+        assert cli.main([*flags, "--run-dir", "run"]) == 0
+        assert says in capsys.readouterr().out
 
 
 def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):

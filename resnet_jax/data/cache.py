@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.errors import DataError, one_line
-from resnet_jax.paths import user_path
+from resnet_jax.paths import cache_home, user_path
 
 LAYOUT = 1  # part of the key: raise it when decoding changes
 STALE_SECONDS = 3600  # a partial entry of this age belongs to a process that was killed
@@ -36,10 +36,10 @@ def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: st
     cache_dir: None for $XDG_CACHE_HOME/resnet_jax/pictures, or the same in ~/.cache. Returns None if cache_dir is None
     and the home folder is unknown; DataError for an invalid cache_dir.
     """
-    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "resnet_jax", "pictures")
-    if cache_dir is None and os.path.expanduser(default).startswith("~"):
+    home = cache_home() if cache_dir is None else None
+    if cache_dir is None and home is None:
         return None
-    base = user_path(cache_dir or default, "cache_dir" if cache_dir else "XDG_CACHE_HOME", DataError)
+    base = home / "pictures" if home else user_path(cache_dir or "", "cache_dir", DataError)
     real = os.path.realpath(folder)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(real))[:40]
     keys = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for text in (real, files, options)]

@@ -37,7 +37,8 @@ def read_prepared(spec: DatasetSpec, folder: Path) -> Splits:
     except Exception as error:  # for a damaged file, TFDS, array_record and protobuf raise different errors
         if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
             raise DataError(
-                f"the prepared data in {folder} cannot be read ({error.strerror}); it may be good"
+                f"the prepared data in {folder} cannot be read ({error.strerror}); "
+                "this does not mean that it is damaged"
             ) from error
         raise _damaged(folder, " ".join(str(error).split())) from error
     splits = Splits(train, test)

@@ -33,8 +33,9 @@ Result = TypeVar("Result")
 class Checkpoints:
     """The checkpoints in a run's folder. Use it as a context manager: leaving it waits for the last checkpoint.
 
-    Opened to train, the latest checkpoint is read as a whole. A damaged one is renamed, and the newest good one is
-    the latest. CheckpointError if none is good: nothing is renamed then. read_only: nothing is read or renamed here.
+    When a run is opened for training, its latest checkpoint is read as a whole. A damaged one is renamed, and the
+    newest good one becomes the latest. CheckpointError if none is good: nothing is renamed then. read_only: nothing is
+    read or renamed here.
     Orbax writes in the background. If it fails, the next save or the end of the with block raises an OSError.
     """
 
@@ -124,7 +125,7 @@ class Checkpoints:
             return CheckpointError(f"{damaged[0]}; the run has no other one")
         if damaged:
             steps = ", ".join(error.path.name for error in damaged)
-            return CheckpointError(f"{damaged[0]}; so are all others ({steps}), and the run has no good one")
+            return CheckpointError(f"{damaged[0]}; the run has no good one (damaged: {steps})")
         return CheckpointError(f"{self.run_dir}: the run has no checkpoint yet")
 
     def _set_aside(self) -> None:
@@ -231,9 +232,9 @@ def writing() -> Iterator[None]:
     except (MemoryError, OSError):
         raise
     except Exception as error:
-        number = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's, at the end of a long ValueError
-        if number:
-            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        number = stored.os_error_code(error)
+        if number is not None:
+            raise OSError(number, os.strerror(number)) from error
         raise OSError(errno.EIO, one_line(error)) from error
 
 

@@ -79,7 +79,7 @@ EFFECTS = (
 
 
 def unused(config: Config, flags: Collection[str] = ()) -> dict[str, str]:
-    """The options that have no effect in a run of this config, and why. 0, False and empty values are no options."""
+    """The options without an effect in a run of this config, and why. 0, False and empty values count as not given."""
     values = _values(config)
     return {
         option: otherwise.format(value=values[option], c=config)

@@ -39,14 +39,15 @@ class Asked:
             check_effects(alone, [name for name in unused(config) if name in values and name not in self.named])
         except ConfigError as error:
             raise ConfigError(f"{recipe}: {error}") from None
-        defaults = {name: flag.default for name, flag in flags_of(Config).items()}
-        return changed(config, {name: defaults[name] for name in unused(config)})
+        return without_unused(config)
 
     def resumed(self, old: Config, run_dir: Path) -> Config:
         """The config of a run that is resumed, with the values of --config and of the flags."""
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
         config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
         check_effects(config, self.named)
+        if self.recipe:  # what it holds without effect was left out of the run's config too
+            config = without_unused(config)
         source = config.data.source_dir
         if source and "source_dir" not in self.named and not Path(source).is_dir():  # the data was prepared from it
             config = changed(config, {"source_dir": ""})
@@ -87,6 +88,12 @@ def changed(config: Config, values: Mapping[str, Any]) -> Config:
         parts[part] = dataclasses.replace(getattr(config, part), **own)
     own = {name: value for name, value in values.items() if not flags[name].part}
     return dataclasses.replace(config, **parts, **own)
+
+
+def without_unused(config: Config) -> Config:
+    """The config with the defaults of the options that have no effect in it."""
+    defaults = {name: flag.default for name, flag in flags_of(Config).items()}
+    return changed(config, {name: defaults[name] for name in unused(config)})
 
 
 def recipes() -> dict[str, Path]:

@@ -14,7 +14,7 @@ from resnet_jax import ops
 from resnet_jax.cores import cpu_count
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import Dtype
-from resnet_jax.paths import user_path
+from resnet_jax.paths import cache_home
 from resnet_jax.training.parallel import Device
 
 CACHE_DIR, CACHE_SECONDS = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
@@ -92,11 +92,12 @@ def compile_cache(wanted: bool = True) -> Iterator[None]:
 def cache_folder() -> str | None:
     """The folder for compiled programs, which is made if it does not exist; None, and a line, if it is not writable."""
     try:
-        folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "resnet_jax"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK | os.X_OK):
-            return str(folder)
-        reason = f"{folder} cannot be written to"
+        folder, reason = cache_home(), "the home folder is unknown"
+        if folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK | os.X_OK):
+                return str(folder)
+            reason = f"{folder} cannot be written to"
     except ConfigError as error:
         reason = str(error)
     except OSError as error:

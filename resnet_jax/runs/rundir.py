@@ -68,7 +68,7 @@ def check_new(path: Path, name: str = "--run-dir", resume: str = "--resume") -> 
 
 
 def _is_unused(path: Path) -> bool:
-    """Whether a folder is as good as empty: a run that ended before its first step leaves a lock and no checkpoint."""
+    """Whether a folder holds no run: one that ended before its first step leaves a lock and no checkpoint."""
     return all(
         entry.name == LOCK or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
         for entry in path.iterdir()
@@ -119,8 +119,11 @@ def runs_in(folder: Path) -> list[Path]:
 
 def _written_at(run_dir: Path) -> tuple[float, str]:
     """When the newest file of a run was written: its config, its metrics or a checkpoint. Then its name."""
-    files = (run_dir / CONFIG_FILE, run_dir / METRICS_FILE, *run_dir.glob(f"{CHECKPOINTS}/*"))
-    return max(file.stat().st_mtime for file in files if file.exists()), run_dir.name
+    times = [0.0]
+    for file in (run_dir / CONFIG_FILE, run_dir / METRICS_FILE, *run_dir.glob(f"{CHECKPOINTS}/*")):
+        with contextlib.suppress(OSError):  # a run that is being trained removes its old checkpoints
+            times.append(file.stat().st_mtime)
+    return max(times), run_dir.name
 
 
 def _is_of(run_dir: Path, config: Config) -> bool:

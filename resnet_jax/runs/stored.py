@@ -5,6 +5,7 @@ bit and casts a wrong dtype without an error. So meta holds the SHA-256 digest o
 read without a template and found by their digests: a checkpoint of another network is not mistaken for a damaged one.
 """
 
+import collections
 import contextlib
 import errno
 import hashlib
@@ -86,8 +87,9 @@ def read_arrays(path: Path, meta: Meta, names: list[str]) -> dict[str, dict[str,
         arrays = found[name] = {}
         for leaf in jax.tree.leaves(trees.get(name)):
             arrays.setdefault(digest(leaf), []).append(leaf)
+        counts = collections.Counter(meta["digests"][name].values())  # equal arrays have one digest
         for where, wanted in meta["digests"][name].items():
-            if wanted not in arrays:
+            if len(arrays.get(wanted, ())) < counts[wanted]:
                 raise Damaged(path, f"{name}{where} is not what was saved")
     return found
 
@@ -196,12 +198,11 @@ def _reading(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, KeyError, FileNotFoundError) as error:  # of JSON, TensorStore and Orbax
-        text = str(error)
-        number = re.search(r"os_error_code='(\d+)'", text)  # TensorStore's, at the end of a long ValueError
-        if number and int(number[1]) not in (errno.ENOENT, errno.ENOTDIR):
-            raise _unreadable(path, os.strerror(int(number[1]))) from error
-        if text.startswith(TROUBLE):
-            raise
+        number = os_error_code(error)
+        if number is not None and number not in (errno.ENOENT, errno.ENOTDIR):
+            raise _unreadable(path, os.strerror(number)) from error
+        if str(error).startswith(TROUBLE):
+            raise _unreadable(path, one_line(error)) from error
         raise Damaged(path, one_line(error)) from error
     except OSError as error:
         if error.errno is None:  # a time-out of the coordination between processes
@@ -209,5 +210,11 @@ def _reading(path: Path) -> Iterator[None]:
         raise _unreadable(path, os.strerror(error.errno)) from error
 
 
+def os_error_code(error: Exception) -> int | None:
+    """The number of the system's error behind one of TensorStore, which names it at the end of a long ValueError."""
+    number = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(number[1]) if number else None
+
+
 def _unreadable(path: Path, reason: str) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {reason}; it may well be whole")
+    return CheckpointError(f"{path} cannot be read: {reason}; this does not mean that it is damaged")

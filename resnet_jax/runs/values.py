@@ -40,8 +40,8 @@ def is_part(kind: Any) -> bool:
 def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
     """The value of a field of this kind as bool, int, float, str, tuple or None; ConfigError for another type.
 
-    Numbers may be scalars of numpy or jax. A whole float is no whole number, and 1 is no bool. flag: the name of the
-    field in messages.
+    Numbers may be scalars of numpy or jax. A float is invalid for an int field, and 1 for a bool field. flag: the name
+    of the field in messages.
     """
     flag = flag or f"{name} (--{name.replace('_', '-')})"
     if PATH in metadata_of(kind):
@@ -49,7 +49,7 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
     if choices := choices_of(kind):
-        if value in choices and type(value) in {type(choice) for choice in choices}:
+        if type(value) in {type(choice) for choice in choices} and value in choices:
             return value
         if isinstance(value, str):
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))

@@ -278,7 +278,9 @@ def test_good_data_that_cannot_be_read_just_now_is_not_called_damaged(prepared, 
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(DataError, match=rf"cannot be read \({os.strerror(number)}\); it may be good"):
+    with pytest.raises(
+        DataError, match=rf"cannot be read \({os.strerror(number)}\); this does not mean that it is damaged"
+    ):
         obtain(SPEC, prepared, None, print)
 
 

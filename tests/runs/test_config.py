@@ -395,6 +395,7 @@ def test_a_flag_that_cannot_be(flags, message):
         ({"epochs": None}, "epochs (--epochs) None: give a whole number"),
         ({"epochs": True}, "epochs (--epochs) True: give a whole number"),
         ({"epochs": np.float32(3)}, "epochs (--epochs) 3.0: give a whole number, such as 3"),
+        ({"resume": np.array([1, 2])}, "resume (--resume) array([1, 2]): give one of"),
         ({"epochs": np.arange(3)}, "epochs (--epochs) array([0, 1, 2]): give a whole number"),
         ({"flip": 1}, "flip (--flip) 1: give True or False"),
         ({"flip": "yes"}, "flip (--flip) yes: give True or False"),

@@ -96,9 +96,7 @@ def test_several_processes_are_refused(monkeypatch, tmp_path):
     devices = jax.local_devices()
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for chosen in (0, 1, devices[:2]):
-        with pytest.raises(
-            ConfigError, match=r"process_count\(\) is 2: several processes are not supported"
-        ):
+        with pytest.raises(ConfigError, match=r"process_count\(\) is 2: several processes are not supported"):
             trainer(devices=chosen).fit(Tiny(), DATA)
     with pytest.raises(ConfigError, match="several processes"):
         resnet_jax.Trainer(run_dir=tmp_path / "run", batch_size=4).fit(Tiny(), DATA)
