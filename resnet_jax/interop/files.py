@@ -4,6 +4,7 @@ Files of torch.save are read without torch, and no code in them is run (resnet_j
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import zipfile
@@ -20,7 +21,8 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
-from resnet_jax.interop.torch_file import load_torch
+from resnet_jax.interop.matching import DEPTH
+from resnet_jax.interop.torch_file import Unsupported, load_torch
 from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
@@ -28,6 +30,10 @@ ENDING = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".th", ".ckpt", ".pth.tar", ".params")  # endings of files to write
 VARIABLES_FILE = "variables.safetensors"
 WEIGHTS_FILE = "weights.json"
+DAMAGE = (  # what damaged pickles and archives raise
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, StopIteration, TypeError, ValueError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # RuntimeError: an encrypted archive, or too many containers
+)
 DTYPES = {  # of safetensors
     "BF16": jnp.dtype("bfloat16"),
     "BOOL": np.bool_,
@@ -79,7 +85,9 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a .safetensors file. Raises InteropError if it is damaged or has types that numpy lacks."""
     try:
         held = safetensors.deserialize(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except safetensors.SafetensorError as error:
         raise InteropError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
     if wrong := [f"{key} is {about['dtype']}" for key, about in held if about["dtype"] not in DTYPES]:
         raise InteropError(f"{path}: types that are not supported: {listed(wrong)}; save the weights as float32")
@@ -91,15 +99,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InteropError(f"{path}: damaged, or with objects other than arrays ({one_line(error)})") from None
 
 
 def read_pth(path: Path) -> dict[str, Any]:
     """Return what torch.save wrote to a file: a state dict, or a checkpoint that has one in an entry."""
     try:
-        held = load_torch(path)
-    except Exception as error:  # a damaged pickle raises many types
+        held = load_torch(path, DEPTH + 1)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except Unsupported as error:
+        raise InteropError(f"{path}: {error}") from None
+    except DAMAGE as error:
         raise InteropError(
             f"{path}: damaged, or not a state dict ({one_line(error)}); copy it again, or save model.state_dict()"
         ) from None
@@ -107,6 +121,13 @@ def read_pth(path: Path) -> dict[str, Any]:
         name = getattr(getattr(held, "made_by", None), "name", type(held).__name__)
         raise InteropError(f"{path}: contains a {name}, not a state dict; save model.state_dict()")
     return dict(held)
+
+
+def unreadable(path: Path, error: OSError) -> InteropError:
+    """Return the error for a file that the system does not read."""
+    if error.errno == errno.EINVAL:  # a place before the file's start
+        return InteropError(f"{path} is damaged ({one_line(error)}); copy it again")
+    return InteropError(f"{path} cannot be read: {error.strerror or one_line(error)}")
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
