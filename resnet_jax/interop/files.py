@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -169,6 +170,7 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
             safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, part)
         about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
         about |= {"preprocess": weights.preprocess, "class_names": weights.class_names}
+        about["entries_sha256"] = entries_digest(about)
         (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise InteropError(f"{folder} cannot be written: {one_line(error)}") from None
@@ -187,15 +189,52 @@ def load_weights(folder: str | Path) -> Weights:
         )
     try:
         about = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
-        arch, options, digest = about["arch"], about["options"], about["sha256"]
-        preprocess, class_names = about.get("preprocess", {}), tuple(about.get("class_names", ()))  # old folders: none
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        check_entries(about)
+    except OSError as error:
+        raise unreadable(folder / WEIGHTS_FILE, error) from None
+    except (ValueError, RecursionError) as error:
         raise InteropError(f"{folder / WEIGHTS_FILE} is damaged ({one_line(error)}); convert again") from None
     check_file(folder / VARIABLES_FILE)
-    if sha256(folder / VARIABLES_FILE) != digest:
+    if sha256(folder / VARIABLES_FILE) != about["sha256"]:
         raise InteropError(f"{folder / VARIABLES_FILE} is damaged (its SHA-256 differs); convert again")
     variables = traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/")
-    return Weights(arch, options, variables, preprocess, class_names)
+    names = tuple(about.get("class_names", ()))  # an older folder has none
+    return Weights(about["arch"], about["options"], variables, about.get("preprocess", {}), names)
+
+
+def entries_digest(about: dict[str, Any]) -> str:
+    """Return the SHA-256 digest of the entries of weights.json, without itself."""
+    held = {name: value for name, value in about.items() if name != "entries_sha256"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def check_entries(about: Any) -> None:
+    """Raise ValueError if the entries of weights.json have other types, or were changed after they were written.
+
+    Folders of older versions have no digest, preprocess or class_names.
+    """
+    if not isinstance(about, dict):
+        raise ValueError("it is not a JSON object")
+    for name, kind in (("arch", str), ("options", dict), ("sha256", str), ("preprocess", dict), ("class_names", list)):
+        if not isinstance(about.get(name, kind() if name in ("preprocess", "class_names") else None), kind):
+            raise ValueError(f"{name} is {about.get(name)!r}")
+    if wrong := [name for name in about.get("class_names", []) if not isinstance(name, str)]:
+        raise ValueError(f"class_names has {wrong[0]!r}")
+    held = about.get("preprocess", {})
+    for name in ("mean", "std", "image_size"):
+        if (values := held.get(name)) is not None and not are_numbers(name, values):
+            raise ValueError(f"{name} is {values!r}")
+    if about.get("entries_sha256", entries_digest(about)) != entries_digest(about):
+        raise ValueError("its SHA-256 differs: it was changed after convert wrote it")
+
+
+def are_numbers(name: str, values: Any) -> bool:
+    """Tell whether the values can be a mean, a std or an image_size of preprocess."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        return False
+    if name == "image_size":
+        return len(values) == 2 and all(type(value) is int and value > 0 for value in values)
+    return all(math.isfinite(value) and (value > 0 or name == "mean") for value in values)
 
 
 def sha256(path: Path) -> str:

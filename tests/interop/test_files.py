@@ -419,7 +419,7 @@ def test_an_older_folder_without_preprocessing(tmp_path):
     weights = load_weights(tmp_path / "w")
     assert (weights.preprocess, weights.class_names) == ({"mean": [0.5], "std": [1.0]}, ("a", "b"))
     about = json.loads((tmp_path / "w/weights.json").read_text())
-    del about["preprocess"], about["class_names"]
+    del about["preprocess"], about["class_names"], about["entries_sha256"]
     (tmp_path / "w/weights.json").write_text(json.dumps(about))
     weights = load_weights(tmp_path / "w")
     assert (weights.preprocess, weights.class_names) == ({}, ())
@@ -439,3 +439,37 @@ def test_damaged_folders_of_weights(tmp_path):
     about.unlink()
     refused(lambda: load_weights(tmp_path / "w"), "there is no weights.json in it", "resnet_jax convert")
     refused(lambda: load_weights(tmp_path / "nowhere"), "there is no such folder")
+
+
+SMALL = Weights("resnet20", {}, {"params": {"a": np.ones(2, np.float32)}}, {"mean": [0.5], "std": [0.25]}, ("a", "b"))
+
+
+def test_a_changed_entry_of_weights_json_is_refused(tmp_path):
+    """A digit of the mean would change every prediction."""
+    save_weights(tmp_path / "w", SMALL)
+    about = tmp_path / "w/weights.json"
+    text = about.read_text()
+    for old, new in (("0.5", "0.4"), ("resnet20", "resnet32"), ('"b"', '"c"'), ("{}", '{"width": 2}')):
+        about.write_text(text.replace(old, new))
+        refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged (its SHA-256 differs", "convert again")
+    about.write_text(json.dumps(json.loads(text), sort_keys=True))  # the same content
+    assert load_weights(tmp_path / "w").preprocess == SMALL.preprocess
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"arch": 3}, {"options": []}, {"sha256": None}, {"class_names": "ab"}, {"class_names": [1]}),
+        *({"preprocess": value} for value in ([], None, "x")),
+        *({"preprocess": {"mean": value}} for value in (0.5, ["a"], [[1]], [float("nan")], [True])),
+        *({"preprocess": {"std": value}} for value in ([0], [-1.0])),
+        *({"preprocess": {"image_size": value}} for value in ("big", 32, [32], [0, 2], [2.5, 2])),
+    ],
+)
+def test_entries_of_weights_json_of_another_type(change, tmp_path):
+    """Also in a folder of an older version, which has no digest of its entries."""
+    save_weights(tmp_path / "w", SMALL)
+    about = json.loads((tmp_path / "w/weights.json").read_text())
+    del about["entries_sha256"]
+    (tmp_path / "w/weights.json").write_text(json.dumps(about | change))
+    refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged (", "convert again")

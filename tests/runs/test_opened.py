@@ -103,12 +103,17 @@ def test_a_converted_run_predicts_as_the_run(run_dir, tmp_path):
         load(tmp_path / "w", predictor.model)
 
 
-def test_a_folder_of_before_predicts_from_unit_images(tmp_path):
+def test_a_folder_of_before_predicts_from_unit_images(tmp_path, capsys):
     """Its classes have numbers, and its images the size that the stem was made for."""
     save_weights(tmp_path / "w", Weights("tiny", {"stem": "small"}, variables(stem="small")))
     predictor = load(tmp_path / "w")
     assert predictor.class_names == tuple(f"class {number}" for number in range(4))
     assert (predictor.image_shape, predictor.preprocess.mean_std) == ((32, 32, 1), None)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "images in [0, 1]; if it was trained on normalised images, convert it again with --mean and --std" in line
+    save_weights(tmp_path / "v", Weights("tiny", {}, variables(), {"mean": None, "std": None}))
+    load(tmp_path / "v")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -119,12 +124,12 @@ def test_a_folder_of_before_predicts_from_unit_images(tmp_path):
         {"options": {"no_such": 1}},
         {"class_names": ["a"]},
         {"preprocess": {"mean": [1, 2], "std": [1, 2]}},
-        {"preprocess": {"image_size": "big"}},
     ],
 )
 def test_a_folder_whose_parts_do_not_fit(change, tmp_path):
     save_weights(tmp_path / "w", Weights("tiny", {}, variables()))
     about = json.loads((tmp_path / "w/weights.json").read_text())
+    del about["entries_sha256"]
     (tmp_path / "w/weights.json").write_text(json.dumps(about | change))
     with pytest.raises(InteropError, match=r"w: weights\.json does not fit the arrays \(.*\); convert again"):
         load(tmp_path / "w")
