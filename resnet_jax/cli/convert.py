@@ -29,7 +29,7 @@ class Convert:
     out: PathText
     """The folder to make; with --to-torch the .safetensors or .pth file to make."""
     arch: str = ""
-    """The architecture of a file. A folder says it itself."""
+    """The architecture of a file. A folder names its architecture."""
     to_torch: bool = False
     """Write a PyTorch file of our weights, instead of reading one."""
     entry: str = ""
@@ -54,7 +54,7 @@ class Convert:
     """What to subtract from images in [0, 1]: a number, or one for each channel. Default: ImageNet's for its weights,
     none for others."""
     std: tuple[float, ...] = ()
-    """What to divide by then."""
+    """The standard deviation to divide by: one number or one for each channel."""
     image_size: int = 0
     """Height and width in pixels that images are resized to. 0: 224, or 32 for a small stem."""
 

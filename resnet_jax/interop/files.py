@@ -4,8 +4,10 @@ Files of torch.save are read without torch, and no code in them is run (resnet_j
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -20,7 +22,8 @@ from jax import numpy as jnp
 
 from resnet_jax.errors import InteropError, listed, one_line
 from resnet_jax.interop.formats import NPZ, SAFETENSORS, format_of
-from resnet_jax.interop.torch_file import load_torch
+from resnet_jax.interop.matching import DEPTH
+from resnet_jax.interop.torch_file import Unsupported, load_torch
 from resnet_jax.paths import user_path
 from resnet_jax.whole_file import whole_file
 
@@ -28,6 +31,10 @@ ENDING = ".safetensors"
 PICKLES = (".pth", ".pt", ".bin", ".th", ".ckpt", ".pth.tar", ".params")  # endings of files to write
 VARIABLES_FILE = "variables.safetensors"
 WEIGHTS_FILE = "weights.json"
+DAMAGE = (  # what damaged pickles and archives raise
+    *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, StopIteration, TypeError, ValueError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # RuntimeError: an encrypted archive, or too many containers
+)
 DTYPES = {  # of safetensors
     "BF16": jnp.dtype("bfloat16"),
     "BOOL": np.bool_,
@@ -79,7 +86,9 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors of a .safetensors file. Raises InteropError if it is damaged or has types that numpy lacks."""
     try:
         held = safetensors.deserialize(path.read_bytes())
-    except (safetensors.SafetensorError, OSError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except safetensors.SafetensorError as error:
         raise InteropError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from None
     if wrong := [f"{key} is {about['dtype']}" for key, about in held if about["dtype"] not in DTYPES]:
         raise InteropError(f"{path}: types that are not supported: {listed(wrong)}; save the weights as float32")
@@ -91,15 +100,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InteropError(f"{path}: damaged, or with objects other than arrays ({one_line(error)})") from None
 
 
 def read_pth(path: Path) -> dict[str, Any]:
     """Return what torch.save wrote to a file: a state dict, or a checkpoint that has one in an entry."""
     try:
-        held = load_torch(path)
-    except Exception as error:  # a damaged pickle raises many types
+        held = load_torch(path, DEPTH + 1)
+    except OSError as error:
+        raise unreadable(path, error) from None
+    except Unsupported as error:
+        raise InteropError(f"{path}: {error}") from None
+    except DAMAGE as error:
         raise InteropError(
             f"{path}: damaged, or not a state dict ({one_line(error)}); copy it again, or save model.state_dict()"
         ) from None
@@ -107,6 +122,13 @@ def read_pth(path: Path) -> dict[str, Any]:
         name = getattr(getattr(held, "made_by", None), "name", type(held).__name__)
         raise InteropError(f"{path}: contains a {name}, not a state dict; save model.state_dict()")
     return dict(held)
+
+
+def unreadable(path: Path, error: OSError) -> InteropError:
+    """Return the error for a file that the system does not read."""
+    if error.errno == errno.EINVAL:  # a place before the file's start
+        return InteropError(f"{path} is damaged ({one_line(error)}); copy it again")
+    return InteropError(f"{path} cannot be read: {error.strerror or one_line(error)}")
 
 
 def write_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -148,6 +170,7 @@ def save_weights(folder: str | Path, weights: Weights) -> None:
             safetensors.numpy.save_file({key: np.asarray(leaf) for key, leaf in flat.items()}, part)
         about = {"arch": weights.arch, "options": weights.options, "sha256": sha256(folder / VARIABLES_FILE)}
         about |= {"preprocess": weights.preprocess, "class_names": weights.class_names}
+        about["entries_sha256"] = entries_digest(about)
         (folder / WEIGHTS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     except (OSError, safetensors.SafetensorError) as error:
         raise InteropError(f"{folder} cannot be written: {one_line(error)}") from None
@@ -166,15 +189,52 @@ def load_weights(folder: str | Path) -> Weights:
         )
     try:
         about = json.loads((folder / WEIGHTS_FILE).read_text(encoding="utf-8"))
-        arch, options, digest = about["arch"], about["options"], about["sha256"]
-        preprocess, class_names = about.get("preprocess", {}), tuple(about.get("class_names", ()))  # old folders: none
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        check_entries(about)
+    except OSError as error:
+        raise unreadable(folder / WEIGHTS_FILE, error) from None
+    except (ValueError, RecursionError) as error:
         raise InteropError(f"{folder / WEIGHTS_FILE} is damaged ({one_line(error)}); convert again") from None
     check_file(folder / VARIABLES_FILE)
-    if sha256(folder / VARIABLES_FILE) != digest:
+    if sha256(folder / VARIABLES_FILE) != about["sha256"]:
         raise InteropError(f"{folder / VARIABLES_FILE} is damaged (its SHA-256 differs); convert again")
     variables = traverse_util.unflatten_dict(read_safetensors(folder / VARIABLES_FILE), sep="/")
-    return Weights(arch, options, variables, preprocess, class_names)
+    names = tuple(about.get("class_names", ()))  # an older folder has none
+    return Weights(about["arch"], about["options"], variables, about.get("preprocess", {}), names)
+
+
+def entries_digest(about: dict[str, Any]) -> str:
+    """Return the SHA-256 digest of the entries of weights.json, without itself."""
+    held = {name: value for name, value in about.items() if name != "entries_sha256"}
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def check_entries(about: Any) -> None:
+    """Raise ValueError if the entries of weights.json have other types, or were changed after they were written.
+
+    Folders of older versions have no digest, preprocess or class_names.
+    """
+    if not isinstance(about, dict):
+        raise ValueError("it is not a JSON object")
+    for name, kind in (("arch", str), ("options", dict), ("sha256", str), ("preprocess", dict), ("class_names", list)):
+        if not isinstance(about.get(name, kind() if name in ("preprocess", "class_names") else None), kind):
+            raise ValueError(f"{name} is {about.get(name)!r}")
+    if wrong := [name for name in about.get("class_names", []) if not isinstance(name, str)]:
+        raise ValueError(f"class_names has {wrong[0]!r}")
+    held = about.get("preprocess", {})
+    for name in ("mean", "std", "image_size"):
+        if (values := held.get(name)) is not None and not are_numbers(name, values):
+            raise ValueError(f"{name} is {values!r}")
+    if about.get("entries_sha256", entries_digest(about)) != entries_digest(about):
+        raise ValueError("its SHA-256 differs: it was changed after convert wrote it")
+
+
+def are_numbers(name: str, values: Any) -> bool:
+    """Tell whether the values can be a mean, a std or an image_size of preprocess."""
+    if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
+        return False
+    if name == "image_size":
+        return len(values) == 2 and all(type(value) is int and value > 0 for value in values)
+    return all(math.isfinite(value) and (value > 0 or name == "mean") for value in values)
 
 
 def sha256(path: Path) -> str:

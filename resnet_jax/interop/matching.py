@@ -50,18 +50,18 @@ def find(
 ) -> tuple[Match, Tensors]:
     """Return where a network's tensors are, and the tensors under our keys.
 
-    Tensors that do not belong to the network are returned too, under their own key without the prefix.
+    Tensors that do not belong to the network are returned too, under their own key without the prefix. Two tensors for
+    the same key raise InteropError.
     wanted: the shapes by key. The number of channels and classes is free. entry: a dotted path, needed if several
     entries fit. reset: leave the head out. Raises InteropError if no entry has tensors, or the choice is not clear.
     """
     body = {key: shape for key, shape in wanted.items() if key not in head_keys(arch)}
     entry = entry.rstrip(".") or entry
     match = choose(matches(content, arch, body), body, arch, entry)
-    tensors = {ours: match.entry.tensors[key] for ours, key in match.keys.items()}
     head = find_head(match, arch, wanted)
     rest = [key for key in match.rest if key not in head.values()]
     if reset:
-        dropped = [key for key in match.rest if below_head(match.prefix, key)]
+        dropped = [key for key in match.rest if below_head(match.prefix, key) or key in own_head(match, arch)]
         head, rest = {}, [key for key in rest if key not in dropped]
         if dropped:
             report(f"the head of the weights is left out: {listed(dropped)}")
@@ -70,8 +70,22 @@ def find(
         rest = [key for key in rest if key.startswith(match.prefix)]
         if outside:
             report(f"--entry {entry}: {len(outside)} other tensors are left out: {listed(outside)}")
-    tensors |= {ours: match.entry.tensors[key] for ours, key in head.items()}
-    return match, tensors | {key.removeprefix(match.prefix): match.entry.tensors[key] for key in rest}
+    names = {**match.keys, **head}
+    for key in rest:
+        if (other := names.setdefault(key.removeprefix(match.prefix), key)) != key:
+            raise taken(match, key, other)
+    return match, {name: match.entry.tensors[key] for name, key in names.items()}
+
+
+def taken(match: Match, key: str, other: str) -> InteropError:
+    """Return the error for two tensors of which only one can be the network's."""
+    text = f"{' and '.join(sorted([key, other]))} are tensors for the same part of the network"
+    if key.startswith(match.prefix) and other.startswith(match.prefix):
+        return InteropError(f"{text}; save the weights with only one of them")
+    return InteropError(
+        f"{text}; convert --entry {match.path} takes the one behind the prefix {match.prefix} "
+        f'(in Python entry="{match.path}"), or save the weights with only one of them'
+    )
 
 
 def entries(content: Any, path: str = "", depth: int = 0) -> Iterator[Entry]:
@@ -170,11 +184,18 @@ def parents(prefix: str) -> list[str]:
     return list(dict.fromkeys([prefix, *shorter, ""]))
 
 
+def own_head(match: Match, arch: Arch) -> tuple[str, str]:
+    """Return the keys that the head has in the match's naming: of its kernel and bias."""
+    kernel, bias = (match.prefix + match.naming.key(key) for key in head_keys(arch))
+    return kernel, bias
+
+
 def find_head(match: Match, arch: Arch, wanted: Shapes) -> dict[str, str]:
     """Return the head's keys: our key -> the entry's. Empty if the head is missing or has several layers."""
     kernel, bias = head_keys(arch)
-    modules = {key.rpartition(".")[0] for key in match.rest if below_head(match.prefix, key)}
-    own = match.prefix + match.naming.key(kernel).removesuffix(".weight")
+    inner = own_head(match, arch)
+    own = inner[0].removesuffix(".weight")
+    modules = {key.rpartition(".")[0] for key in match.rest if below_head(match.prefix, key) or key in inner}
     features = wanted[kernel][1]
     linear = [
         module

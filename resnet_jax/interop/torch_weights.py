@@ -204,7 +204,7 @@ def check_same(match: Match, shapes: Shapes, wanted: Shapes, arch: Arch, num_cla
 
 
 def unfitting(shapes: Shapes, wanted: Shapes, arch: Arch) -> str:
-    """Return what a file has beside the network: squeeze-and-excitation or projected shortcuts. Empty for another."""
+    """Return which extra layers the file has: squeeze-and-excitation or projected shortcuts. Empty for others."""
     extra = shapes.keys() - wanted.keys()
     if wanted.keys() - shapes.keys() or not extra:
         return ""

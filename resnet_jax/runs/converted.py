@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import InteropError
@@ -43,6 +44,11 @@ def parts_of(folder: Path) -> Parts:
         if like != jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), weights.variables):
             raise ValueError("the arrays are not the network's")
         info, preprocess = info_of(weights, classes, channels)
+        if "mean" not in weights.preprocess:
+            tqdm.write(
+                f"{folder}: the mean and std of the training images are unknown, so the network gets images in [0, 1]; "
+                "if it was trained on normalised images, convert it again with --mean and --std"
+            )
     except (KeyError, TypeError, ValueError) as error:
         raise InteropError(f"{folder}: {WEIGHTS_FILE} does not fit the arrays ({error}); convert again") from None
     return Parts(model, weights.variables, info, preprocess, arch)

@@ -16,7 +16,7 @@ from resnet_jax.models import get_arch
 from resnet_jax.paths import user_path
 from resnet_jax.runs.converted import is_converted, sizes
 from resnet_jax.runs.predictor import load
-from resnet_jax.runs.rundir import CONFIG_FILE
+from resnet_jax.runs.rundir import CHECKPOINTS, CONFIG_FILE
 
 FILES = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.th", "*.ckpt", "*.pth.tar", "*.npz")  # in a folder of a download
 
@@ -35,7 +35,7 @@ def open_weights(
 ) -> Weights:
     """Open a run's folder (its best checkpoint), a folder that `convert` made, or a file of weights.
 
-    arch: the architecture of a file; a folder says it itself. options: stem, width and squeeze_excitation of a file.
+    arch: the architecture of a file; a folder names its own. options: stem, width and squeeze_excitation of a file.
     head: "keep", "reset", or "any", which leaves out a head that is missing or has several layers. The others are
     those of from_torch. Raises InteropError, CheckpointError or ConfigError for what cannot be opened.
     """
@@ -51,10 +51,13 @@ def open_weights(
         return of_file(file, arch, head, rules | {"entry": entry, "report": report}, options or {})
     if arch not in ("", folder.arch):
         raise ConfigError(f"--arch {arch}: {path} holds {folder.arch}; leave --arch out")
-    given = {"entry": entry, **(options or {})}
+    as_it_is = head != "reset" and num_classes is None and in_channels is None
+    given = {"entry": entry, "allow_nan": allow_nan and as_it_is, **(options or {})}
     if wrong := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
-        raise ConfigError(f"{', '.join(wrong)}: {path} says it itself; leave it out")
-    if head != "reset" and num_classes is None and in_channels is None:
+        raise ConfigError(
+            f"{', '.join(wrong)}: only for a file; leave it out: the folder {path} names its architecture"
+        )
+    if as_it_is:
         return folder
     return changed(folder, "keep" if head == "any" else head, rules)
 
@@ -63,9 +66,18 @@ def folder_weights(path: Path) -> Weights | None:
     """Return the weights of a run's folder or of converted weights; None for another folder."""
     if is_converted(path):
         return load_weights(path)
-    if (path / "checkpoints").is_dir() or ((path / CONFIG_FILE).is_file() and not files_in(path)):
-        return of_run(path)
-    return None
+    return of_run(path) if is_run(path) else None
+
+
+def is_run(path: Path) -> bool:
+    """Tell whether a folder is a run's: with a checkpoint, or with config.json and no file of weights beside it.
+
+    A download may have config.json too, and a cache of torch.hub has a folder checkpoints/ of files.
+    """
+    checkpoints = path / CHECKPOINTS
+    if checkpoints.is_dir() and any(step.name.isdecimal() and step.is_dir() for step in checkpoints.iterdir()):
+        return True
+    return (path / CONFIG_FILE).is_file() and (checkpoints.is_dir() or not files_in(path))
 
 
 def of_run(folder: Path) -> Weights:
@@ -125,7 +137,8 @@ def changed(weights: Weights, head: str, rules: dict[str, Any]) -> Weights:
     variables = from_torch(state_dict, weights.arch, head=head, report=lambda line: None, **rules, **weights.options)
     new = dataclasses.replace(weights, variables=variables)
     if sizes(new)[1] != sizes(weights)[1]:  # the numbers of the colours do not apply to grey images
-        new = dataclasses.replace(new, preprocess={})
+        kept = {name: value for name, value in weights.preprocess.items() if name not in ("mean", "std")}
+        new = dataclasses.replace(new, preprocess=kept)
     return new if head == "keep" else dataclasses.replace(new, class_names=())
 
 

@@ -36,7 +36,7 @@ def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, 
         raise ConfigError(
             f"--pretrained {path} holds {weights.arch}: give --arch {weights.arch}, or weights of {config.arch}"
         )
-    held = fitted(traverse_util.flatten_dict(weights.variables), channels, model.num_classes)
+    held = adapted(traverse_util.flatten_dict(weights.variables), channels, model.num_classes)
     check_fit(path, held, traverse_util.flatten_dict(jax.tree.map(np.shape, like)))
     if config.model.freeze and (text := other_preprocessing(config, weights, info)):
         tqdm.write(f"warning: {text}")
@@ -54,7 +54,7 @@ def opened(config: Config) -> Weights:
 
 def other_preprocessing(config: Config, weights: Weights, info: DataInfo) -> str:
     """Describe in what the images of the run differ from those that the weights expect; empty if they do not."""
-    if not weights.preprocess:
+    if "mean" not in weights.preprocess:
         return ""
     theirs = tuple(weights.preprocess.get(name) for name in ("mean", "std"))
     ours = (info.mean, info.std) if config.data.normalize else (None, None)
@@ -84,7 +84,7 @@ def described_as(mean: Any, std: Any) -> str:
     return f"mean ({mean}) and deviation ({std})"
 
 
-def fitted(held: Flat, channels: int, num_classes: int) -> Flat:
+def adapted(held: Flat, channels: int, num_classes: int) -> Flat:
     """The variables with the stem folded for `channels`, and without a head for another number of classes."""
     held, stem = dict(held), ("params", "stem", "conv", "kernel")
     if stem in held:

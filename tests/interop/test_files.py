@@ -22,7 +22,7 @@ from resnet_jax import create_model, to_torch
 from resnet_jax.errors import InteropError
 from resnet_jax.interop import Weights, load_weights, read_state_dict, save_weights, write_state_dict
 from resnet_jax.interop.pickled import Placeholder, read
-from resnet_jax.interop.torch_file import Storage, Storages, Tensor, build
+from resnet_jax.interop.torch_file import Storage, Storages, Tensor, Unsupported, build, load_torch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 VARIABLES = flax_side.variables(create_model("resnet20"), (1, 32, 32, 3))
@@ -291,9 +291,91 @@ def test_a_tensor_stays_inside_its_storage():
     storage = Storage("<f4", 4)
     storage.content = np.arange(4, dtype=np.float32).tobytes()
     np.testing.assert_array_equal(Tensor(storage, 1, (2,), (2,)).array(), [1, 3])
-    for view in ((0, (5,), (1,)), (1, (2,), (3,)), (-1, (2,), (1,)), (3, (2,), (-1,)), (0, (99,), (0,)), (0, (2,), ())):
+    for view in ((0, (5,), (1,)), (1, (2,), (3,)), (-1, (2,), (1,)), (3, (2,), (-1,)), (5, (9,), (0,)), (0, (2,), ())):
         with pytest.raises(ValueError, match=r"storage|zip"):
             Tensor(storage, *view).array()
+    with pytest.raises(Unsupported, match=r"a tensor of shape \(99,\) is expanded; save it with \.contiguous\(\)"):
+        Tensor(storage, 0, (99,), (0,)).array()
+
+
+class Named:
+    """A pickle of this has the name of a class of torch."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __reduce__(self):
+        return self.name
+
+    def __call__(self):
+        """A pickler wants it."""
+
+
+class Persistent(pickle._Pickler):
+    """Write storages as torch does: ("storage", class, key, device, count, view)."""
+
+    def persistent_id(self, obj):
+        return ("storage", *obj[1:]) if isinstance(obj, tuple) and obj[:1] == ("a storage",) else None
+
+    def save_global(self, obj, name=None):
+        self.write(f"c{obj.name.replace(':', chr(10))}\n".encode())
+
+
+def legacy_file(path, *storages, content=b""):
+    """Write a legacy file of tensors with these (class, key, count, view)."""
+    rebuild = Named("torch._utils:_rebuild_tensor_v2")
+    stream = io.BytesIO()
+    held = {
+        f"t{i}": Call(rebuild, (("a storage", Named(f"torch:{name}"), key, "cpu", count, view), 0, (1,), (1,)))
+        for i, (name, key, count, view) in enumerate(storages)
+    }
+    for part in (0x1950A86A20F9469CFC6C, 1001, {}, held, sorted({key for _, key, _, _ in storages})):
+        Persistent(stream, 2).dump(part)
+    path.write_bytes(stream.getvalue() + content)
+
+
+ONE = struct.pack("<q", 1) + struct.pack("<f", 2.5)
+
+
+@pytest.mark.parametrize(
+    ("storages", "says"),
+    [
+        ([("QInt8Storage", "0", 1, None)], "a.pth: a tensor has the type QInt8Storage, which is not supported"),
+        ([("FloatStorage", "0", 1, ("1", 0, 1))], "a.pth: a storage is a view of another one; save"),
+        ([("FloatStorage", "0", 1, None), ("IntStorage", "0", 1, None)], "damaged"),
+        ([("FloatStorage", "0", 1, None), ("FloatStorage", "0", 2, None)], "damaged"),
+    ],
+)
+def test_storages_that_are_not_read(storages, says, tmp_path):
+    legacy_file(tmp_path / "a.pth", *storages, content=ONE)
+    refused(lambda: read_state_dict(tmp_path / "a.pth"), says)
+
+
+def test_the_first_bytes_tell_the_format_of_torch_save(tmp_path):
+    """A ZIP archive in the numbers of an old file does not."""
+    legacy_file(tmp_path / "a.pth", ("FloatStorage", "0", 1, None), content=ONE + zipped("b/data.pkl"))
+    np.testing.assert_array_equal(read_state_dict(tmp_path / "a.pth")["t0"], np.float32([2.5]))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "pth"])
+def test_a_file_that_the_system_does_not_read_is_not_called_damaged(kind, tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    {
+        "safetensors": lambda: safetensors.numpy.save_file({"a": np.arange(3)}, path),
+        "npz": lambda: (np.savez(tmp_path / "b.npz", a=np.arange(3)), (tmp_path / "b.npz").rename(path)),
+        "pth": lambda: path.write_bytes((FIXTURES / "torch_old.pth").read_bytes()),
+    }[kind]()
+    errors = [OSError(5, "Input/output error"), MemoryError()]
+
+    def fail(*args, **options):
+        raise errors[0]
+
+    place = {"safetensors": "safetensors.deserialize", "npz": "numpy.load"}.get(kind, f"{load_torch.__module__}.read")
+    monkeypatch.setattr(place, fail)
+    refused(lambda: read_state_dict(path), "a cannot be read: Input/output error")
+    del errors[0]
+    with pytest.raises(MemoryError):
+        read_state_dict(path)
 
 
 def test_with_torch_both_read_the_same(tmp_path):
@@ -337,7 +419,7 @@ def test_an_older_folder_without_preprocessing(tmp_path):
     weights = load_weights(tmp_path / "w")
     assert (weights.preprocess, weights.class_names) == ({"mean": [0.5], "std": [1.0]}, ("a", "b"))
     about = json.loads((tmp_path / "w/weights.json").read_text())
-    del about["preprocess"], about["class_names"]
+    del about["preprocess"], about["class_names"], about["entries_sha256"]
     (tmp_path / "w/weights.json").write_text(json.dumps(about))
     weights = load_weights(tmp_path / "w")
     assert (weights.preprocess, weights.class_names) == ({}, ())
@@ -357,3 +439,37 @@ def test_damaged_folders_of_weights(tmp_path):
     about.unlink()
     refused(lambda: load_weights(tmp_path / "w"), "there is no weights.json in it", "resnet_jax convert")
     refused(lambda: load_weights(tmp_path / "nowhere"), "there is no such folder")
+
+
+SMALL = Weights("resnet20", {}, {"params": {"a": np.ones(2, np.float32)}}, {"mean": [0.5], "std": [0.25]}, ("a", "b"))
+
+
+def test_a_changed_entry_of_weights_json_is_refused(tmp_path):
+    """A digit of the mean would change every prediction."""
+    save_weights(tmp_path / "w", SMALL)
+    about = tmp_path / "w/weights.json"
+    text = about.read_text()
+    for old, new in (("0.5", "0.4"), ("resnet20", "resnet32"), ('"b"', '"c"'), ("{}", '{"width": 2}')):
+        about.write_text(text.replace(old, new))
+        refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged (its SHA-256 differs", "convert again")
+    about.write_text(json.dumps(json.loads(text), sort_keys=True))  # the same content
+    assert load_weights(tmp_path / "w").preprocess == SMALL.preprocess
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"arch": 3}, {"options": []}, {"sha256": None}, {"class_names": "ab"}, {"class_names": [1]}),
+        *({"preprocess": value} for value in ([], None, "x")),
+        *({"preprocess": {"mean": value}} for value in (0.5, ["a"], [[1]], [float("nan")], [True])),
+        *({"preprocess": {"std": value}} for value in ([0], [-1.0])),
+        *({"preprocess": {"image_size": value}} for value in ("big", 32, [32], [0, 2], [2.5, 2])),
+    ],
+)
+def test_entries_of_weights_json_of_another_type(change, tmp_path):
+    """Also in a folder of an older version, which has no digest of its entries."""
+    save_weights(tmp_path / "w", SMALL)
+    about = json.loads((tmp_path / "w/weights.json").read_text())
+    del about["entries_sha256"]
+    (tmp_path / "w/weights.json").write_text(json.dumps(about | change))
+    refused(lambda: load_weights(tmp_path / "w"), "weights.json is damaged (", "convert again")

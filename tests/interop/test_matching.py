@@ -95,6 +95,43 @@ def test_tensors_beside_the_network_are_an_error_that_lists_them():
     assert lines[0] == "--entry backbone: 1 other tensors are left out: projector.weight"
 
 
+OUTER = {"fc.weight": STATE["fc.weight"] + 1, "fc.bias": STATE["fc.bias"]}
+
+
+@pytest.mark.parametrize(
+    ("stray", "says"),
+    [
+        ({"conv1.weight": STATE["conv1.weight"] + 1}, ("backbone.conv1.weight and conv1.weight", "--entry backbone")),
+        ({"layer3.2.bn2.weight": np.ones(64, np.float32)}, ("backbone.layer3.2.bn2.weight and layer3.2.bn2.weight",)),
+        (OUTER, (" and fc.", "--entry backbone")),
+        ({"classifier.weight": OUTER["fc.weight"]}, ("1 unused: classifier.weight", "--entry backbone")),
+    ],
+)
+def test_a_tensor_beside_the_network_does_not_replace_one_of_it(stray, says):
+    for state in ({**prefixed("backbone."), **stray}, {**stray, **prefixed("backbone.")}):
+        refused(state, *says)
+        same(read(state, entry="backbone")[0], WHOLE)
+
+
+def test_a_second_head_beside_a_network_of_the_chapter():
+    width = {"width": 0.125}
+    state = state_of("resnet18", **width)
+    head = {"fc.weight": state["net.last.2.weight"] + 1, "fc.bias": state["net.last.2.bias"]}
+    for both in ({**prefixed("backbone.", state), **head}, {**head, **prefixed("backbone.", state)}):
+        refused(both, "2 unused: fc.bias, fc.weight", arch="resnet18", **width)
+        same(read(both, "resnet18", entry="backbone", **width)[0], from_torch(state, "resnet18", **width))
+        lines = read(both, "resnet18", head="reset", **width)[1]
+        assert any(" fc.weight" in line and "net.last.2.weight" in line for line in lines)
+
+
+def test_two_tensors_of_one_name_behind_the_prefix():
+    state = {"0.weight" if key == "conv1.weight" else key: value for key, value in STATE.items()}
+    state = {key.replace("bn1.", "1.") if key.startswith("bn1.") else key: value for key, value in state.items()}
+    state = {f"{int(key[5]) + 2}{key[6:]}" if key.startswith("layer") else key: x for key, x in state.items()}
+    same(read(state)[0], WHOLE)
+    refused({**state, "conv1.weight": STATE["conv1.weight"]}, "0.weight and conv1.weight", "only one of them")
+
+
 # --- 3: entries
 
 

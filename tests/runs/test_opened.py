@@ -84,13 +84,41 @@ def test_what_is_not_opened(run_dir, tmp_path):
         (lambda: open_weights(tmp_path / "empty"), "there are no weights in this folder"),
         (lambda: open_weights(file), "--arch NAME is needed"),
         (lambda: open_weights(run_dir, "tiny_wide"), "holds tiny; leave --arch out"),
-        (lambda: open_weights(run_dir, options={"stem": "small"}), "--stem: .* says it itself"),
-        (lambda: open_weights(run_dir, entry="ema"), "--entry: .* says it itself"),
+        (lambda: open_weights(run_dir, options={"stem": "small"}), "--stem: .* the folder .* names its architecture"),
+        (lambda: open_weights(run_dir, entry="ema"), "--entry: only for a file"),
+        (lambda: open_weights(run_dir, allow_nan=True), "--allow-nan: only for a file"),
         (lambda: load(file), "is a file; .* convert makes a folder of it"),
         (lambda: open_weights(run_dir, num_classes=9), "num_classes 9: the file has 4 classes"),
     ):
         with pytest.raises(UserError, match=says):
             call()
+
+
+def test_nan_in_a_folder_that_another_one_is_made_of(tmp_path):
+    held = jax.tree.map(np.array, variables())
+    held["params"]["stage1"]["block1"]["conv1"]["kernel"][0] = np.nan
+    save_weights(tmp_path / "w", Weights("tiny", {}, held))
+    with pytest.raises(InteropError, match="NaN"):
+        open_weights(tmp_path / "w", head="reset", num_classes=7)
+    new = open_weights(tmp_path / "w", head="reset", num_classes=7, allow_nan=True)
+    assert_same(new.variables["params"]["stage1"], held["params"]["stage1"])
+
+
+def test_a_folder_named_checkpoints_makes_no_run(tmp_path):
+    """As in the cache of torch.hub."""
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    file = write(tmp_path / "hub/checkpoints/a.safetensors", variables())
+    with pytest.raises(InteropError, match="there are no weights in this folder"):
+        open_weights(tmp_path / "hub", "tiny")
+    file.rename(tmp_path / "hub/a.safetensors")
+    assert_same(open_weights(tmp_path / "hub", "tiny").variables, variables())
+
+
+def test_grey_images_keep_the_image_size(tmp_path):
+    preprocess = {"mean": [0.5], "std": [0.25], "image_size": [48, 40]}
+    save_weights(tmp_path / "w", Weights("tiny", {}, variables(channels=3), preprocess))
+    assert open_weights(tmp_path / "w", in_channels=3).preprocess == preprocess
+    assert open_weights(tmp_path / "w", in_channels=1).preprocess == {"image_size": [48, 40]}
 
 
 def test_a_converted_run_predicts_as_the_run(run_dir, tmp_path):
@@ -103,12 +131,17 @@ def test_a_converted_run_predicts_as_the_run(run_dir, tmp_path):
         load(tmp_path / "w", predictor.model)
 
 
-def test_a_folder_of_before_predicts_from_unit_images(tmp_path):
+def test_a_folder_of_before_predicts_from_unit_images(tmp_path, capsys):
     """Its classes have numbers, and its images the size that the stem was made for."""
     save_weights(tmp_path / "w", Weights("tiny", {"stem": "small"}, variables(stem="small")))
     predictor = load(tmp_path / "w")
     assert predictor.class_names == tuple(f"class {number}" for number in range(4))
     assert (predictor.image_shape, predictor.preprocess.mean_std) == ((32, 32, 1), None)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "images in [0, 1]; if it was trained on normalised images, convert it again with --mean and --std" in line
+    save_weights(tmp_path / "v", Weights("tiny", {}, variables(), {"mean": None, "std": None}))
+    load(tmp_path / "v")
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -119,12 +152,12 @@ def test_a_folder_of_before_predicts_from_unit_images(tmp_path):
         {"options": {"no_such": 1}},
         {"class_names": ["a"]},
         {"preprocess": {"mean": [1, 2], "std": [1, 2]}},
-        {"preprocess": {"image_size": "big"}},
     ],
 )
 def test_a_folder_whose_parts_do_not_fit(change, tmp_path):
     save_weights(tmp_path / "w", Weights("tiny", {}, variables()))
     about = json.loads((tmp_path / "w/weights.json").read_text())
+    del about["entries_sha256"]
     (tmp_path / "w/weights.json").write_text(json.dumps(about | change))
     with pytest.raises(InteropError, match=r"w: weights\.json does not fit the arrays \(.*\); convert again"):
         load(tmp_path / "w")
@@ -202,8 +235,10 @@ def test_a_frozen_network_with_other_preprocessing_is_warned_of(run_dir, data_di
     assert [key for key, text in warnings.items() if text] == [(False, True)]
     assert warnings[False, True].startswith(f"warning: the weights in {run_dir} expect images with mean (")
     assert "values in [0, 1]" in warnings[False, True]
-    save_weights(tmp_path / "w", Weights("tiny", {}, variables()))  # unknown preprocessing: nothing to compare
-    pretrained(config, tmp_path / "w", freeze=True)
+    for unknown in ({}, {"image_size": [16, 16]}):  # nothing to compare
+        folder = tmp_path / f"w{len(unknown)}"
+        save_weights(folder, Weights("tiny", {}, variables(), unknown))
+        pretrained(config, folder, freeze=True, normalize=True)
     assert capsys.readouterr().out == ""
 
 
