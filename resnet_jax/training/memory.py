@@ -7,7 +7,8 @@ import jax
 
 from resnet_jax.errors import TrainingError, one_line
 
-STATUS = "RESOURCE_EXHAUSTED"  # XLA's messages begin with the name of their status code
+# XLA's messages begin with the name of their status code. On a CPU, jaxlib 0.7 has another code and these words.
+SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
 HINT = (
     "use a smaller batch_size (--batch-size) or image_size (--image-size), or a network with remat=True (--remat), "
     "which keeps fewer activations"
@@ -22,6 +23,6 @@ def enough_memory() -> Iterator[None]:
     except MemoryError as error:
         raise TrainingError(f"this machine has too little memory ({one_line(error)}); {HINT}") from error
     except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith(STATUS):
+        if not str(error).startswith(SIGNS[0]) and SIGNS[1] not in str(error):
             raise
         raise TrainingError(f"the device has too little memory ({one_line(error)}); {HINT}") from error

@@ -114,7 +114,7 @@ def test_a_tensor_beside_the_network_does_not_replace_one_of_it(stray, says):
 
 
 def test_a_second_head_beside_a_network_of_the_chapter():
-    width = {"width": 0.125}
+    width: dict[str, Any] = {"width": 0.125}
     state = state_of("resnet18", **width)
     head = {"fc.weight": state["net.last.2.weight"] + 1, "fc.bias": state["net.last.2.bias"]}
     for both in ({**prefixed("backbone.", state), **head}, {**head, **prefixed("backbone.", state)}):
