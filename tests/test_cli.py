@@ -107,6 +107,7 @@ BAD = {
     ),
     "--devices 9": "devices (--devices) 9: this process has 8 (cpu); use 1 to 8, or 0 for all",
     "--image-size 4": 'image size 4x4 is too small: a stage would halve a single pixel; use at least 5x5, or stem "sma',
+    "--image-size 100000": "--image-size 100000 must be at most 4096",
     "--arch resnet18 --image-size 16": "image size 16x16 is too small",
     "--run-dir file": "--run-dir file: file is not a writable folder",
     "--run-dir file/run": "file is not a writable folder",

@@ -240,7 +240,7 @@ BAD = {
     "convert nan.safetensors --arch resnet20 --out w": "NaN or infinite numbers in bn1.bias; allow_nan=True (--al",
     "convert full --to-torch --out a.pth": "full: there are no weights in this folder",
     "convert a.safetensors --to-torch --out a.pth": "a.safetensors is a file; --to-torch takes a run's folder",
-    "convert a.safetensors --arch resnet20 --out w --entry ema": "unknown entry 'ema'",
+    "convert a.safetensors --arch resnet20 --out w --entry ema": "--entry ema: the file has no entries; leave it out",
     "convert a.safetensors --arch resnet20 --out w --mean 0.5": "--mean and --std belong together",
     "convert a.safetensors --arch resnet20 --out w --mean 0.5 --std 0": "--std above 0",
     "convert a.safetensors --arch resnet20 --out w --mean 1 2 --std 1 1": "--mean has 2 numbers; give 1, or 3",

@@ -154,7 +154,10 @@ def choose(found: list[Match], body: Shapes, arch: Arch, entry: str) -> Match:
     if entry:
         named = [match for match in found if entry in (match.path, match.entry.path)]
         if not named:
-            raise InteropError(unknown("entry", entry, {match.path for match in found}))
+            paths = {match.path for match in found} - {"."}  # the file itself
+            raise InteropError(
+                unknown("entry", entry, paths) if paths else f"--entry {entry}: the file has no entries; leave it out"
+            )
         found = named
     whole = [match for match in found if match.same_shape == len(body)]
     exact = [match for match in whole if not inside(match)]

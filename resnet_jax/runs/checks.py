@@ -11,6 +11,8 @@ from resnet_jax.models.registry import check_options
 from resnet_jax.models.resnet import check_image_size
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig
 
+MAX_SIDE = 4096  # pixels of an image
+
 
 def check(config: Config) -> Config:
     """The config itself, or ConfigError if it is invalid on every machine."""
@@ -24,6 +26,8 @@ def check(config: Config) -> Config:
             raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {least}")
     if config.seed >= 2**32:  # jax.random.key takes the low 32 bits
         raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
+    if config.data.image_size > MAX_SIDE:
+        raise ConfigError(f"--image-size {config.data.image_size} must be at most {MAX_SIDE}")
     _check_data(config.data)
     _check_optim(config.optim, config.epochs)
     _check_model(config)

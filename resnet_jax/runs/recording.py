@@ -11,7 +11,7 @@ import jax
 from jax import numpy as jnp
 from tqdm import tqdm
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.runs import rundir
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config
@@ -35,6 +35,7 @@ class Resume:
         """Restore state, history and the metrics of the epoch that has begun."""
         latest = self.checkpoints.latest()
         if latest is None:
+            check_not_lost(self.checkpoints.run_dir)
             return
         meta = self.checkpoints.restore_meta(latest)
         with understood(self.checkpoints.path(latest), meta):
@@ -52,6 +53,20 @@ class Resume:
         dtype = dtype_of(loop.model)
         if old_dtype != dtype:
             tqdm.write(f"computing in {dtype}; until step {latest} the run computed in {old_dtype}")
+
+
+def check_not_lost(run_dir: Path) -> None:
+    """Raise CheckpointError if a run without checkpoints once had some: its metrics would be replaced.
+
+    The third row is written after the first checkpoint is on disk. A run that was killed before may have two rows.
+    """
+    path = run_dir / rundir.METRICS_FILE
+    rows = len(path.read_bytes().splitlines()) if path.is_file() else 0
+    if rows > 2:
+        raise CheckpointError(
+            f"{run_dir}: {path.name} has {rows} epochs, and {rundir.CHECKPOINTS}/ has no checkpoint; put the "
+            "checkpoints back, or start another run in another folder"
+        )
 
 
 class ConfigFile:

@@ -183,6 +183,10 @@ def understood(path: Path, meta: Meta) -> Iterator[None]:
 
 
 def _restored(path: Path, args: dict[str, Any]) -> Any:
+    for name in args:  # Orbax takes this file for an object without a check
+        file = path / name / "_METADATA"
+        if file.is_file() and not isinstance(json.loads(file.read_bytes()), dict):
+            raise Damaged(path, f"{name}/{file.name} is not a JSON object")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=ocp.args.Composite(**args))
 

@@ -13,6 +13,7 @@ from states import assert_same, make_state, save
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.runs import stored
 from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.recording import check_not_lost
 from resnet_jax.runs.stored import Damaged
 
 
@@ -151,6 +152,26 @@ def test_a_file_that_the_system_cannot_read(tmp_path, monkeypatch):
         ) as caught:
             Checkpoints(tmp_path)
         assert not isinstance(caught.value, Damaged)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7"])
+def test_a_file_of_orbax_that_is_another_json(tmp_path, content, capsys):
+    save(tmp_path, (1, 0.5), (2, 0.4))
+    (tmp_path / "checkpoints" / "2" / "params" / "_METADATA").write_text(content)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.newest_good() == 1
+    assert "params/_METADATA is not a JSON object" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_a_run_that_lost_its_checkpoints_is_not_started_anew(tmp_path, rows):
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * rows)
+    with (
+        pytest.raises(CheckpointError, match=r"has 3 epochs, and .* has no checkpoint")
+        if rows > 2
+        else contextlib.nullcontext()
+    ):
+        check_not_lost(tmp_path)
 
 
 def test_one_of_two_equal_arrays_is_damaged(tmp_path, monkeypatch):
