@@ -154,7 +154,7 @@ def choose(found: list[Match], body: Shapes, arch: Arch, entry: str) -> Match:
     if entry:
         named = [match for match in found if entry in (match.path, match.entry.path)]
         if not named:
-            paths = {match.path for match in found} - {"."}  # the file itself
+            paths = {match.path for match in found} - {TOP}
             raise InteropError(
                 unknown("entry", entry, paths) if paths else f"--entry {entry}: the file has no entries; leave it out"
             )
