@@ -34,6 +34,7 @@ def trainer(**changes) -> Trainer:
     return Trainer(**{"max_epochs": 1, "batch_size": 4, "devices": 1, "progress": False, **changes})
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="XLA ends the process: floating-point exception (0.12)")
 def test_a_device_without_enough_memory():
     """Issue 11, case 18: XLA's own error for an array that no machine holds."""
     with pytest.raises(
@@ -61,6 +62,7 @@ def test_a_host_without_enough_memory():
     ("error", "expected"),
     [
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm."), TrainingError),
+        (jax.errors.JaxRuntimeError("INTERNAL: Error: Out of memory allocating 27 bytes."), TrainingError),  # 0.7
         (jax.errors.JaxRuntimeError("INTERNAL: RESOURCE_EXHAUSTED was not the reason"), jax.errors.JaxRuntimeError),
         (RuntimeError("RESOURCE_EXHAUSTED: of another library"), RuntimeError),
         (MemoryError(), TrainingError),
