@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal, Protocol
 
 from resnet_jax.runs.argv import Positional
-from resnet_jax.runs.values import PathText
+from resnet_jax.runs.values import PathText, flag_text
 
 Stem = Literal["auto", "standard", "small"]
 OptionalInt = int | None
@@ -30,5 +30,5 @@ def options_of(asked: NetworkFlags) -> dict[str, Any]:
 
 def flag_of(name: str, value: Any = True) -> str:
     """The flag that gives a field or an option this value."""
-    flag = "--" + name.replace("_", "-")
+    flag = flag_text(name)
     return flag if value is True else f"{flag} {value}"

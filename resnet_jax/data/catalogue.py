@@ -65,9 +65,8 @@ def obtain(
     folder = prepared_dir(spec, data_dir)
     origin = "prepared before"
     if source_dir is not None and os.path.exists(folder):  # the user asked for these files
-        splits = _from_source(spec, source_dir)
-        found = find_files(spec, source_dir)
-        log(f"{spec.name}: {spec.num_train} training and {spec.num_test} test images from {found}")
+        splits, origin = _from_source(spec, source_dir)
+        log(f"{spec.name}: {spec.num_train} training and {spec.num_test} test images {origin}")
         return splits
     if not os.path.exists(folder):  # also False if the process has no permission to enter a parent folder
         _check_writable(data_dir)
@@ -92,7 +91,7 @@ def _prepare(
 
 def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str], object]) -> tuple[Splits | None, str]:
     if source_dir is not None:  # the user asked for this folder, so an invalid file is an error
-        return _from_source(spec, source_dir), f"from {find_files(spec, source_dir)}"
+        return _from_source(spec, source_dir)
     if spec.debian_dir is not None and Path(spec.debian_dir).is_dir():
         try:
             return read_folder(spec, Path(spec.debian_dir)), f"from {spec.debian_dir}"
@@ -101,10 +100,10 @@ def _from_files(spec: DatasetSpec, source_dir: Path | None, log: Callable[[str],
     return None, f"downloaded from {spec.url}"
 
 
-def _from_source(spec: DatasetSpec, source_dir: Path) -> Splits:
-    """The official splits of the files in a folder of the user."""
+def _from_source(spec: DatasetSpec, source_dir: Path) -> tuple[Splits, str]:
+    """The official splits of the files in a folder of the user, and where they came from, for the log."""
     try:
-        return read_folder(spec, source_dir)
+        return read_folder(spec, source_dir), f"from {find_files(spec, source_dir)}"
     except DataError as error:
         hint = f"; to train on the pictures in it, give --data-folder {source_dir}" if _of_pictures(source_dir) else ""
         raise DataError(f"{error}{hint}") from None

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.runs.values import bare, choices_of, from_text, is_part, kinds_of, metadata_of, plain, shown
+from resnet_jax.runs.values import bare, choices_of, flag_text, from_text, is_part, kinds_of, metadata_of, plain, shown
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Flag:
     @property
     def text(self) -> str:
         """As it is typed."""
-        return "--" + self.name.replace("_", "-")
+        return flag_text(self.name)
 
     @property
     def place(self) -> str:

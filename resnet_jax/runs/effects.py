@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.runs.config import PARTS, Config
+from resnet_jax.runs.values import flag_text
 
 
 class Effect(NamedTuple):
@@ -20,7 +21,7 @@ class Effect(NamedTuple):
     by_flag: bool = False
 
 
-NAMED_SET = "--{flag} is for named data sets; leave it out with --data-folder"
+NAMED_SET = "{flag} is for named data sets; leave it out with --data-folder"
 EFFECTS = (
     Effect(
         "dataset",
@@ -28,7 +29,7 @@ EFFECTS = (
         "--dataset and --data-folder: the run has one data set; leave one of them out",
     ),
     *(
-        Effect(option, lambda c: not c.data.data_folder, NAMED_SET.format(flag=option.replace("_", "-")))
+        Effect(option, lambda c: not c.data.data_folder, NAMED_SET.format(flag=flag_text(option)))
         for option in ("source_dir", "data_dir", "train_images", "test_images")
     ),
     Effect(
@@ -50,7 +51,7 @@ EFFECTS = (
         Effect(
             option,
             lambda c: not c.model.freeze,
-            f"--{option.replace('_', '-')} has no effect in blocks that --freeze keeps; leave one of the two out",
+            f"{flag_text(option)} has no effect in blocks that --freeze keeps; leave one of the two out",
         )
         for option in ("stochastic_depth", "remat")
     ),
@@ -59,7 +60,7 @@ EFFECTS = (
         Effect(
             option,
             lambda c: c.optim.schedule == "step",
-            f"--{option.replace('_', '-')} goes with --schedule step, not {{c.optim.schedule}}; leave one of them out",
+            f"{flag_text(option)} goes with --schedule step, not {{c.optim.schedule}}; leave one of them out",
         )
         for option in ("decay_epochs", "decay_factor")
     ),

@@ -17,6 +17,7 @@ from resnet_jax.paths import user_path
 from resnet_jax.runs.converted import is_converted, sizes
 from resnet_jax.runs.predictor import load
 from resnet_jax.runs.rundir import CHECKPOINTS, CONFIG_FILE
+from resnet_jax.runs.values import flag_text
 
 FILES = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.th", "*.ckpt", "*.pth.tar", "*.npz")  # in a folder of a download
 
@@ -37,7 +38,7 @@ def open_weights(
 
     arch: the architecture of a file; a folder names its own. options: stem, width and squeeze_excitation of a file.
     head: "keep", "reset", or "any", which leaves out a head that is missing or has several layers. The others are
-    those of from_torch. Raises InteropError, CheckpointError or ConfigError for what cannot be opened.
+    those of from_torch. Raises InteropError, CheckpointError or ConfigError if it cannot open them.
     """
     path = user_path(path, "path", InteropError)
     rules: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "allow_nan": allow_nan}
@@ -53,7 +54,7 @@ def open_weights(
         raise ConfigError(f"--arch {arch}: {path} holds {folder.arch}; leave --arch out")
     as_it_is = head != "reset" and num_classes is None and in_channels is None
     given = {"entry": entry, "allow_nan": allow_nan and as_it_is, **(options or {})}
-    if wrong := [f"--{name.replace('_', '-')}" for name, value in given.items() if value]:
+    if wrong := [flag_text(name) for name, value in given.items() if value]:
         raise ConfigError(
             f"{', '.join(wrong)}: only for a file; leave it out: the folder {path} names its architecture"
         )

@@ -6,6 +6,7 @@ from typing import Any
 from resnet_jax.errors import ConfigError
 from resnet_jax.runs.checks import growths
 from resnet_jax.runs.config import PARTS, Config
+from resnet_jax.runs.values import flag_text
 
 # the options that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
 FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes", "early_stopping"}
@@ -30,7 +31,7 @@ def differences(old: Config, new: Config) -> dict[str, list[Any]]:
 def check_same(run: str, old: Config, new: Config) -> None:
     """Raise ConfigError if the config is not that of the run, or of what --override can change in it."""
     for name, (before, after) in differences(old, new).items():
-        flag = "--" + name.replace("_", "-")
+        flag = flag_text(name)
         change = f"{run} has {flag} {_shown(before)}, not {_shown(after)}"
         if name not in OVERRIDABLE:
             also = ", which --override cannot change" if new.run.override else ""
@@ -51,7 +52,7 @@ def check_same(run: str, old: Config, new: Config) -> None:
 def describe(old: Config, new: Config) -> str:
     """What --override changes in a run, in one line."""
     changes = [
-        f"--{name.replace('_', '-')} from {_shown(before)} to {_shown(after)}"
+        f"{flag_text(name)} from {_shown(before)} to {_shown(after)}"
         for name, (before, after) in differences(old, new).items()
     ]
     return f"--override changes {', '.join(changes)}" if changes else "--override: no option differs from the run's"

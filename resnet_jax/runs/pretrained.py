@@ -44,7 +44,7 @@ def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, 
 
 
 def opened(config: Config) -> Weights:
-    """Open --pretrained. A file is read as the run's network; a folder says its own."""
+    """Open --pretrained. A file is read as the run's network; a folder names its own."""
     path = Path(config.model.pretrained)
     if path.is_dir() and (folder := folder_weights(path)):
         return folder

@@ -43,7 +43,7 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
     Numbers may be scalars of numpy or jax. A float is invalid for an int field, and 1 for a bool field. flag: the name
     of the field in messages.
     """
-    flag = flag or f"{name} (--{name.replace('_', '-')})"
+    flag = flag or f"{name} ({flag_text(name)})"
     if PATH in metadata_of(kind):
         return "" if isinstance(value, str) and not value else str(user_path(value, flag))
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
@@ -105,6 +105,11 @@ def _items(what: str, value: Any) -> list[Any]:
     return [item.item() if getattr(item, "shape", None) == () else item for item in value]
 
 
+def flag_text(name: str) -> str:
+    """The flag of a field, as it is typed: --learning-rate for learning_rate."""
+    return "--" + name.replace("_", "-")
+
+
 def shown(value: Any) -> str:
     """A value in a message of one line: text as it was typed if it is printable, else the start of its repr."""
     if isinstance(value, str) and value.isprintable() and value:
@@ -142,7 +147,7 @@ def _members(kind: Any) -> tuple[Any, ...]:
 
 def from_text(name: str, kind: Any, text: str) -> Any:
     """The value that the word of a flag stands for, before `plain`; ConfigError for a number that is none."""
-    flag = "--" + name.replace("_", "-")
+    flag = flag_text(name)
     if kind is int or optional(kind):
         if optional(kind) and text.lower() == "none":
             return None
