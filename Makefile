@@ -82,7 +82,7 @@ accelerators:  ## compile the train step for 8 TPUs and 8 H100s (needs neither) 
 	JAX_PLATFORMS=cpu AHEAD_OF_TIME=build/ahead_of_time.json .venv-accelerators/bin/python -m pytest -m accelerators $(ARGS)
 
 venv:
-	@sh scripts/venv.sh .venv here && sh scripts/native.sh .venv
+	@sh scripts/venv.sh .venv here report && sh scripts/native.sh .venv
 venv-test:
 	@sh scripts/venv.sh .venv here test && sh scripts/native.sh .venv
 venv-dev:

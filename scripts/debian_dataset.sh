@@ -28,7 +28,9 @@ link_installed() {
 }
 
 install_package() {
-    apt-get install -y "$package" || { apt-get update && apt-get install -y "$package"; } ||
+    # On a machine that has just started, another apt-get may hold the lock.
+    set -- apt-get -o DPkg::Lock::Timeout=120 install -y "$package"
+    "$@" || { apt-get update && "$@"; } ||
         fail "apt-get install $package failed; put the four files in a folder and pass --source-dir FOLDER"
 }
 

@@ -22,8 +22,9 @@ ALLOWED = {
     "models": {"ops"} | GROUND,
     "interop": {"models", "ops"} | GROUND,
     "training": {"models", "ops", "data"} | GROUND,
-    "runs": {"training", "interop", "models", "ops", "data"} | GROUND,
-    "cli": {"runs", "training", "interop", "models", "ops", "data"} | GROUND,
+    "reporting": {"training", "models", "ops", "data"} | GROUND,
+    "runs": {"reporting", "training", "interop", "models", "ops", "data"} | GROUND,
+    "cli": {"runs", "reporting", "training", "interop", "models", "ops", "data"} | GROUND,
     "__init__": {"runs", "training", "interop", "models", "ops", "data"} | GROUND,
     "__main__": {"cli"},
 }

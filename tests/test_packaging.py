@@ -11,9 +11,12 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+LISTED = [*PROJECT["dependencies"], *EXTRAS["report"], *EXTRAS["tensorboard"], *EXTRAS["test"]]
 REQUIREMENTS = {
     canonicalize_name(requirement.name): requirement.specifier
-    for requirement in map(Requirement, PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"])
+    for requirement in map(Requirement, LISTED)
+    if requirement.name != PROJECT["name"]
 }
 
 
