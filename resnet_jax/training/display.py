@@ -1,55 +1,101 @@
-"""Callbacks that print: a progress bar, a line for each epoch, and a forecast on slow machines."""
+"""Callbacks that print: progress inside an epoch, a line for each epoch, and a forecast on slow machines."""
 
 import sys
 import time
 
 from tqdm import tqdm
 
+from resnet_jax.training.bars import Bar, PrintsAbove, bar_class, in_notebook
 from resnet_jax.training.loop import Loop
 from resnet_jax.training.metrics import Row
+from resnet_jax.training.pace import Pace
 
 FORECAST_CALLS = 5  # the forecast is measured over this many calls
-
-
-class Bar(tqdm):
-    """tqdm without its monitor thread, which was once seen to keep a process from ending."""
-
-    monitor_interval = 0
+LINES = 10  # of progress in an epoch, if they are not too frequent or too rare:
+LEAST, MOST = 30.0, 300.0  # seconds between two lines
 
 
 class ProgressBar:
-    """A bar of the epoch's images, on stderr."""
+    """The progress of the epoch, and the time left for the whole fit.
+
+    In a terminal (if stderr is one) and in a notebook it is a bar. Elsewhere, as in a log file, it is a line on stdout
+    every 30 s to 5 min, about ten in an epoch; an epoch below 30 s has none.
+    """
 
     def __init__(self) -> None:
-        self._bar: Bar | None = None
+        self._bar: Bar = None
+        self._prints: PrintsAbove | None = None
+        self._pace, self._draws, self._said = Pace(), False, time.monotonic()
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """Choose between a bar and lines."""
+        self._draws = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+        self._pace, self._said = Pace(), time.monotonic()
 
     def on_step_end(self, loop: Loop) -> None:
-        """Advance the bar and show the means of the epoch so far."""
-        if self._bar is None:
-            self._bar = self._new(loop)
-        bar, done = self._bar, loop.position * loop.batch_size
-        if loop.sums.count:
-            bar.set_postfix(loss=f"{loop.sums.mean_loss:.4f}", accuracy=f"{loop.sums.accuracy:.4f}", refresh=False)
-        bar.update(done - bar.n)
-        if loop.position == loop.steps:
-            self.on_fit_end(loop)
+        """Advance the bar, or print a line if it is time for one."""
+        self._pace.step(loop)
+        if self._draws:
+            self._draw(loop)
+        elif self._pace.calls <= 2 + FORECAST_CALLS:  # before the forecast the speed is not known well
+            self._said = time.monotonic()
+        elif loop.position < loop.steps and time.monotonic() - self._said >= self._interval(loop):
+            self._say(loop)
 
-    def _new(self, loop: Loop) -> Bar:
-        return Bar(
-            total=loop.steps * loop.batch_size,
-            initial=max(loop.position - loop.steps_per_call, 0) * loop.batch_size,
-            desc=f"epoch {loop.epoch}/{loop.epochs}",
-            unit=" images",
-            leave=False,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 60,  # a line a minute is enough in a log file
-        )
+    def on_epoch_end(self, loop: Loop) -> None:
+        """The line of the epoch is as good as a line of progress."""
+        self._said = time.monotonic()
 
     def on_fit_end(self, loop: Loop) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+        if self._prints is not None:
+            self._prints.stop()
+        self._bar = self._prints = None
+
+    def _draw(self, loop: Loop) -> None:
+        if self._bar is None:
+            self._bar = self._new(loop)
+            self._prints = None if in_notebook() else PrintsAbove(self._bar)
+        bar, done = self._bar, loop.position * loop.batch_size
+        *others, left = self._parts(loop)  # a narrow terminal cuts the end
+        bar.bar_format = "{desc}: {percentage:3.0f}%|{bar}| " + ", ".join(filter(None, [left, *others]))
+        bar.update(done - bar.n)
+        if loop.position == loop.steps:
+            self.on_fit_end(loop)
+
+    def _new(self, loop: Loop) -> Bar:
+        return bar_class()(
+            total=loop.steps * loop.batch_size,
+            initial=max(loop.position - loop.steps_per_call, 0) * loop.batch_size,
+            desc=f"epoch {loop.epoch}/{loop.epochs}",
+            bar_format="{desc}: {percentage:3.0f}%|{bar}|",
+            leave=False,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+
+    def _interval(self, loop: Loop) -> float:
+        """Seconds between two lines."""
+        epoch = (self._pace.step_seconds or 0.0) * loop.steps
+        return min(max(LEAST, epoch / LINES), MOST)
+
+    def _say(self, loop: Loop) -> None:
+        done, total = (steps * loop.batch_size for steps in (loop.position, loop.steps))
+        text = ", ".join([f"{done:,} of {total:,} images", *filter(None, self._parts(loop))])
+        tqdm.write(f"epoch {loop.epoch}/{loop.epochs}: {text}")
+        sys.stdout.flush()  # a reader of a log file waits for this line
+        self._said = time.monotonic()
+
+    def _parts(self, loop: Loop) -> list[str]:
+        """Loss and accuracy of the epoch so far, speed, and the time left; empty texts for what is not known yet."""
+        sums, seconds, left = loop.sums, self._pace.step_seconds, self._pace.left(loop)
+        return [
+            f"loss {sums.mean_loss:.4f}, accuracy {sums.accuracy:.4f}" if sums.count else "",
+            f"{loop.batch_size / seconds:,.0f} images/s" if seconds else "",
+            f"{duration(left)} left" if left is not None else "",
+        ]
 
 
 class EpochLines:
@@ -77,25 +123,27 @@ class Forecast:
     """Print when the first step is done and, on a CPU, how long the run will take."""
 
     def __init__(self) -> None:
-        self.calls, self.began = 0, time.monotonic()
+        self._pace, self._began = Pace(), time.monotonic()
 
     def on_fit_start(self, loop: Loop) -> None:
         """Start the clock."""
-        self.calls, self.began = 0, time.monotonic()
+        self._pace, self._began = Pace(), time.monotonic()
 
     def on_step_end(self, loop: Loop) -> None:
-        """Count a call. By then the call before it has ended, since its metrics have been read."""
-        self.calls += 1
-        if self.calls == 2:
-            now = time.monotonic()
-            tqdm.write(f"first step after {now - self.began:.1f} s, compilation included")
-            self.began = now
-        elif self.calls == 2 + FORECAST_CALLS and loop.devices[0].platform == "cpu":
-            step = (time.monotonic() - self.began) / FORECAST_CALLS / loop.steps_per_call
-            left = loop.epochs * loop.steps - loop.step + loop.steps_per_call
+        """Measure the first calls."""
+        pace = self._pace
+        if pace.calls >= 2 + FORECAST_CALLS:
+            return
+        pace.step(loop)
+        if pace.calls == 2:
+            tqdm.write(f"first step after {time.monotonic() - self._began:.1f} s, compilation included")
+        if pace.calls < 2 + FORECAST_CALLS or loop.devices[0].platform != "cpu":
+            return
+        step, left = pace.step_seconds, pace.training_left(loop)
+        if step is not None and left is not None:
             tqdm.write(
                 f"no accelerator: on this CPU an epoch takes about {duration(step * loop.steps)} "
-                f"and the rest of the run {duration(step * left)}, without evaluation"
+                f"and the rest of the run {duration(left)}, without evaluation"
             )
 
 
