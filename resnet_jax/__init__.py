@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         multiply_adds,
         widen,
     )
+    from resnet_jax.reporting.tensorboard import TensorBoard
     from resnet_jax.runs import Config, Predictor, Trainer, fit, load, load_recipe
     from resnet_jax.training.callbacks import EarlyStopping
     from resnet_jax.training.optim import by_path
@@ -45,6 +46,7 @@ NAMES = {
     **dict.fromkeys(("Config", "Predictor", "Trainer", "fit", "load", "load_recipe"), "runs"),
     **dict.fromkeys(("TrainState", "create_state"), "training.state"),
     "EarlyStopping": "training.callbacks",
+    "TensorBoard": "reporting.tensorboard",
     "by_path": "training.optim",
     "train_step": "training.step",
 }
@@ -62,6 +64,7 @@ __all__ = [
     "ResNet",
     "ResNet18",
     "Residual",
+    "TensorBoard",
     "TrainState",
     "Trainer",
     "augment",

@@ -25,7 +25,7 @@ ALLOWED = {
     "reporting": {"training", "models", "ops", "data"} | GROUND,
     "runs": {"reporting", "training", "interop", "models", "ops", "data"} | GROUND,
     "cli": {"runs", "reporting", "training", "interop", "models", "ops", "data"} | GROUND,
-    "__init__": {"runs", "training", "interop", "models", "ops", "data"} | GROUND,
+    "__init__": {"runs", "reporting", "training", "interop", "models", "ops", "data"} | GROUND,
     "__main__": {"cli"},
 }
 

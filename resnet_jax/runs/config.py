@@ -133,6 +133,9 @@ class RunConfig:
     """Compute batch statistics over all devices, not over the share of each device."""
     steps_per_dispatch: int = 0
     """Train steps in one call of the devices. 0: 1 on a CPU, 32 elsewhere."""
+    tensorboard: bool = False
+    """Write curves, augmented images and the confusion matrix for TensorBoard into the folder tensorboard/ of the run.
+    Needs the extra tensorboard."""
     compile_cache: bool = True
     """Keep compiled programs in ~/.cache/resnet_jax (or $XDG_CACHE_HOME), so that the next run starts sooner."""
 

@@ -11,6 +11,8 @@ from resnet_jax import ops
 from resnet_jax.errors import CheckpointError
 from resnet_jax.models import Arch, arch_from_dict, get_arch
 from resnet_jax.ops.precision import without_x64
+from resnet_jax.reporting.events_file import check_installed
+from resnet_jax.reporting.tensorboard import TensorBoard
 from resnet_jax.runs import build, hardware, rundir
 from resnet_jax.runs.checkpoint import Checkpoints, kept_checkpoints
 from resnet_jax.runs.checks import check
@@ -55,6 +57,8 @@ def fit(config: Config, *, callbacks: Sequence[Any] = ()) -> RunResult:
 
 
 def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
+    if config.run.tensorboard:
+        check_installed("--tensorboard")
     place = rundir.choose(config)
     if not place.resumes:
         check_made(config)
@@ -83,7 +87,8 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         announce_start(config, place, latest, pretrained)
         recording = recorders(config, info, checkpoints, run_dir, growth)
         shown = [signals, *stopping, ProgressBar(), Forecast(), EpochLines()]
-        run(loop, [*recording[:2], *callbacks, *shown, *recording[2:], growth])
+        boards = [TensorBoard(run_dir / rundir.TENSORBOARD)] if config.run.tensorboard else []
+        run(loop, [*recording[:2], *callbacks, *shown, *boards, *recording[2:], growth])
     if signals.received is not None and not loop.finished:
         raise Stopped(signals.received, run_dir, loop.step)
     result = result_of(loop)

@@ -20,6 +20,7 @@ from resnet_jax.whole_file import whole_file
 
 RUNS = Path("runs")
 CONFIG_FILE, METRICS_FILE, LOCK, CHECKPOINTS = "config.json", "metrics.jsonl", ".lock", "checkpoints"
+TENSORBOARD = "tensorboard"
 
 
 class Place(NamedTuple):

@@ -98,7 +98,7 @@ def test_durations():
 
 
 class Prints:
-    """A user's callback: a whole line, a line in two parts, and the last part of a line when the epoch ends."""
+    """A user's callback: a whole line, a line in two parts, a line of tqdm, and a line between epochs."""
 
     def on_step_end(self, loop):
         if loop.step == 4:
@@ -199,6 +199,7 @@ assert bars.in_notebook()
 display.time = clock = Clock()
 play(make_loop(steps=50), [display.ProgressBar(), display.EpochLines()], clock, step=1.0, evaluation=5.0)
 assert not any("Monitor" in type(thread).__name__ for thread in threading.enumerate())
+warnings.resetwarnings()
 """
 
 
