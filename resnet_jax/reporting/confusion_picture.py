@@ -35,9 +35,10 @@ def _write_names(picture: Image.Image, names: Sequence[str], cell: int, margin: 
     """The true classes at the left, the predicted ones above, from bottom to top."""
     picture.paste(_text("true \\ predicted", margin, 16), (0, 0))
     for i, name in enumerate(names):
-        strip = _text(name if len(name) <= LONGEST else name[: LONGEST - 1] + "…", margin - 4, cell)
-        picture.paste(strip, (0, margin + i * cell))
-        picture.paste(strip.rotate(90, expand=True), (margin + i * cell, 4))
+        short = name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
+        picture.paste(_text(short, margin - 4, cell), (0, margin + i * cell))
+        column = _text(short, margin - 4, cell, right=False).rotate(90, expand=True)
+        picture.paste(column, (margin + i * cell, 0))
 
 
 def _write_counts(picture: Image.Image, confusion: np.ndarray, shares: np.ndarray, cell: int, margin: int) -> None:
@@ -48,9 +49,10 @@ def _write_counts(picture: Image.Image, confusion: np.ndarray, shares: np.ndarra
         draw.text(centre, str(count), fill=colour, font=font, anchor="mm")
 
 
-def _text(text: str, width: int, height: int) -> Image.Image:
-    """Text at the right end of a white strip."""
+def _text(text: str, width: int, height: int, right: bool = True) -> Image.Image:
+    """Text at the right or the left end of a white strip."""
     strip = Image.new("RGB", (width, height), LIGHT)
     font = ImageFont.load_default(min(12, height - 2))
-    ImageDraw.Draw(strip).text((width - 2, height / 2), text, fill=(0, 0, 0), font=font, anchor="rm")
+    place, anchor = (width - 2, "rm") if right else (2, "lm")
+    ImageDraw.Draw(strip).text((place, height / 2), text, fill=(0, 0, 0), font=font, anchor=anchor)
     return strip
