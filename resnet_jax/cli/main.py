@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
 from resnet_jax import cores
-from resnet_jax.cli import convert, export, grow, summary, train
+from resnet_jax.cli import convert, evaluate, export, grow, report, summary, train
 from resnet_jax.errors import ConfigError, UserError, unknown
 from resnet_jax.runs import Stopped
 from resnet_jax.training.memory import enough_memory
@@ -78,8 +78,10 @@ def terminable() -> Iterator[None]:
 
 COMMANDS: dict[str, Run] = {
     "convert": convert.convert,
+    "evaluate": evaluate.evaluate,
     "export": export.export,
     "grow": grow.grow,
+    "report": report.report,
     "summary": summary.summary,
     "train": train.train,
 }

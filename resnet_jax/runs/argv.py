@@ -82,6 +82,8 @@ class Flag:
     def words(self) -> tuple[int | str | None, str]:
         """How many words it takes, and what stands for them in the help: nargs and metavar of argparse."""
         choices = [choice for choice in choices_of(self.kind) if isinstance(choice, str)]
+        if self.place and get_origin(bare(self.kind)) is tuple:
+            return "*", self.place
         if self.place or self.switches:
             return 0 if self.kind is bool else "?", self.place or "".join(choices)
         if get_origin(self.kind) is tuple:

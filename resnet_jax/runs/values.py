@@ -54,8 +54,10 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
         if isinstance(value, str):
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
         raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
-    if get_origin(kind) is tuple:
-        what = f"{flag} {shown(value)}"
+    if get_origin(bare(kind)) is tuple:
+        what, item_kind = f"{flag} {shown(value)}", get_args(bare(kind))[0]
+        if item_kind is not float:
+            return tuple(plain(name, item_kind, item, flag) for item in _items(what, value))
         return tuple(_number(what, item, "numbers, such as (5, 8)") for item in _items(what, value))
     if optional(kind):
         return None if value is None else _whole(flag, value)
@@ -155,6 +157,8 @@ def from_text(name: str, kind: Any, text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{flag} {shown(text)}: give a whole number{_nearest(_as_float(text))}") from None
+    if get_origin(kind) is tuple and get_args(kind)[0] is not float:
+        return text
     if kind is float or get_origin(kind) is tuple:
         number = _as_float(text)
         if number is None:
