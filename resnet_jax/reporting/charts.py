@@ -61,8 +61,8 @@ class Chart:
     bars: tuple[Bar, ...] = ()
 
 
-def line_chart(title: str, series: Sequence[Series], x_label: str = "epoch") -> Chart | None:
-    """A chart of several lines; None if there is no finite point."""
+def line_chart(title: str, series: Sequence[Series], x_label: str = "epoch", *, zero: bool = False) -> Chart | None:
+    """A chart of several lines; None if there is no finite point. zero: the y axis has 0."""
     held = [Series(one.name, [p for p in one.points if all(map(math.isfinite, p))]) for one in series]
     held = [one for one in held if one.points]
     if not held:
@@ -70,7 +70,7 @@ def line_chart(title: str, series: Sequence[Series], x_label: str = "epoch") -> 
     every = [point for one in held for point in one.points]
     xs, ys = [x for x, _ in every], [y for _, y in every]
     x_low, x_high = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 0.5, max(xs) + 0.5)
-    y_ticks = ticks(min(ys), max(ys), 5)
+    y_ticks = ticks(min(0.0, *ys) if zero else min(ys), max(ys), 5)
     y_low, y_high = min(min(ys), y_ticks[0]), max(max(ys), y_ticks[-1])
     whole = [x for x in ticks(x_low, x_high, 6) if x == int(x) and x_low <= x <= x_high] or [min(xs)]
 

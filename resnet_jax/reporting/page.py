@@ -146,11 +146,14 @@ def curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> list[Chart]:
             (f"{what.capitalize()}", [(f"{part}_{what}", part) for part in PARTS]) for what in ("loss", "accuracy")
         ]
         named.append(("Learning rate", [("learning_rate", "learning rate")]))
-        charts = [line_chart(title, [curve(rows, key, name) for key, name in keys]) for title, keys in named]
+        charts = [
+            line_chart(title, [curve(rows, key, name) for key, name in keys], zero=len(keys) == 1)
+            for title, keys in named
+        ]
     else:
         keys = [(f"{part.capitalize()} {what}", f"{part}_{what}") for what in ("loss", "accuracy") for part in PARTS]
         keys.append(("Learning rate", "learning_rate"))
-        charts = [line_chart(title, _of_runs(runs, key)) for title, key in keys]
+        charts = [line_chart(title, _of_runs(runs, key), zero=key == "learning_rate") for title, key in keys]
     return [chart for chart in charts if chart is not None]
 
 

@@ -11,6 +11,7 @@ from resnet_jax.reporting.page import Fact, Option
 from resnet_jax.runs.argv import flags_of
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.evaluation import Evaluation, Opened
+from resnet_jax.runs.repeat import number_text
 from resnet_jax.runs.stored import Meta
 from resnet_jax.runs.values import flag_text
 from resnet_jax.training.display import duration
@@ -53,7 +54,7 @@ def facts_of(found: Found) -> list[Fact]:
         train, evaluation = map(sum, zip(*seconds, strict=True))
         facts.append(Fact("Time", duration(train + evaluation), f"{duration(evaluation)} of it for evaluation"))
         images = sum(row["images_per_second"] * row["train_seconds"] for row in rows if "train_seconds" in row)
-        facts.append(Fact("Speed", f"{images / train:,.0f} images/s", "of training"))
+        facts.append(Fact("Images per second", f"{images / train:,.0f}", "in training"))
     if found.opened:
         leaves = jax.tree.leaves(found.opened.predictor.variables["params"])
         facts.append(Fact("Parameters", f"{sum(leaf.size for leaf in leaves):,}"))
@@ -98,7 +99,9 @@ def options_of(config: Config | None) -> tuple[Option, ...]:
 def shown(value: Any) -> str:
     """The value of an option as text."""
     if isinstance(value, tuple):
-        return " ".join(f"{item:g}" for item in value) or "none"
+        return " ".join(map(number_text, value)) or "none"
+    if isinstance(value, float):
+        return number_text(value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "empty"
 
 

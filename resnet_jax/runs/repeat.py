@@ -75,11 +75,11 @@ def _spelled(flag: Flag, value: Any) -> list[str]:
     """A flag and its value as words."""
     if isinstance(value, bool):
         return [flag.text if value else f"--no-{flag.text[2:]}"]
-    return [
-        flag.text,
-        *(
-            [f"{item:g}" if item == float(f"{item:g}") else repr(item) for item in value]
-            if isinstance(value, tuple)
-            else [str(value)]
-        ),
-    ]
+    values = value if isinstance(value, tuple) else (value,)
+    return [flag.text, *(number_text(one) if isinstance(one, float) else str(one) for one in values)]
+
+
+def number_text(number: float) -> str:
+    """A number in its shortest form that is read as the same number."""
+    short = f"{number:g}"
+    return short if float(short) == number else repr(number)
