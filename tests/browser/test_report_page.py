@@ -130,7 +130,7 @@ def test_the_tab_key_reaches_everything(opened):
     wanted = tab.evaluate(
         f'[...document.querySelectorAll("{FOCUSABLE}")].map((one, i) => one.dataset.number = String(i))'
     )
-    assert len(wanted) > 8
+    assert len(wanted) >= 8
     reached = []
     for _ in range(len(wanted)):
         tab.keyboard.press("Tab")

@@ -113,6 +113,7 @@ def test_a_torn_last_line_is_dropped_and_said(copy):
 
 def test_data_that_is_gone_leaves_the_history(copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
+    (tmp_path / "gone").touch()
     config["data"]["data_dir"] = str(tmp_path / "gone")
     (copy / "config.json").write_text(json.dumps(config))
     held, evaluation = gather(copy)
