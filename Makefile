@@ -14,8 +14,8 @@ export TFDS_DATA_DIR := $(DATA_DIR)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train data test test-oldest test-newest test-real test-long check lint types format accelerators clean native \
-	venv venv-test venv-dev
+.PHONY: help train data test test-oldest test-newest test-real test-long test-browser check lint types format accelerators clean native \
+	venv venv-test venv-dev venv-browser
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
@@ -62,6 +62,9 @@ test-real: venv-test data  ## run the tests that read the real Fashion-MNIST
 test-long: venv-test data  ## run the tests that train for minutes
 	$(PY) -m pytest -m long $(ARGS)
 
+test-browser: venv-browser  ## test the pages in Chromium (installs Debian's if it is missing)
+	$(PY) -m pytest -m browser $(ARGS)
+
 # A tool prints its own findings. The line before it says which check it belongs to.
 check: lint types  ## check the code without running it: lint, then types
 
@@ -87,6 +90,9 @@ venv-test:
 	@sh scripts/venv.sh .venv here test && sh scripts/native.sh .venv
 venv-dev:
 	@sh scripts/venv.sh .venv here test dev && sh scripts/native.sh .venv
+venv-browser:
+	@sh scripts/chromium.sh
+	@sh scripts/venv.sh .venv here browser && sh scripts/native.sh .venv
 
 native: venv  ## build the oneDNN kernels again
 	@rm -f .venv/.native && sh scripts/native.sh .venv

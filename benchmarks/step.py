@@ -101,7 +101,7 @@ def config_of(args: argparse.Namespace, precision: Precision = "auto", run_dir: 
         epochs=3,
         batch_size=args.batch_size,
         data=data,
-        run=RunConfig(precision=precision, run_dir=run_dir, cpu_kernels=args.cpu_kernels),
+        run=RunConfig(precision=precision, run_dir=run_dir, cpu_kernels=args.cpu_kernels, report=False),
     )
 
 

@@ -21,7 +21,7 @@ from resnet_jax.runs import Stopped, rundir
 ROOT = Path(__file__).parents[1]
 GOOD = (
     "--arch tiny --dataset made --batch-size 16 --devices 2 --epochs 2 --precision float32 "
-    "--learning-rate 0.01 --schedule constant --warmup-epochs 0"
+    "--learning-rate 0.01 --schedule constant --warmup-epochs 0 --no-report"
 )
 
 

@@ -22,9 +22,11 @@ Run = Callable[[Sequence[str], str], int | None]  # flags and name of the comman
 COMMANDS = {
     "convert": "convert PyTorch weights, or a run, to a folder for --pretrained, and back",
     "doctor": "check this machine: devices, versions, kernels, data, disk, and what to do",
+    "evaluate": "measure a run on its data, or on another data set",
     "export": "write the network of a run as a StableHLO program",
     "grow": "continue a run with a deeper network, in a new folder",
     "predict": "classify pictures with the network of a run",
+    "report": "make the page of a run, or one that compares several",
     "summary": "print the layer table of an architecture",
     "train": "train a network; the default command",
 }

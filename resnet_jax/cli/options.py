@@ -14,6 +14,7 @@ from resnet_jax.runs.values import PathText, flag_text
 Stem = Literal["auto", "standard", "small"]
 OptionalInt = int | None
 RunDir = Annotated[PathText, Positional("RUN_DIR")]
+RunDirs = Annotated[tuple[PathText, ...], Positional("RUN")]
 
 
 class NetworkFlags(Protocol):

@@ -137,6 +137,8 @@ class RunConfig:
     Needs the extra tensorboard."""
     compile_cache: bool = True
     """Keep compiled programs in ~/.cache/resnet_jax (or $XDG_CACHE_HOME), so that the next run starts sooner."""
+    report: bool = True
+    """Write report.html, curves.png and confusion.png into the run's folder at the end."""
 
     def __post_init__(self) -> None:
         settle(self)

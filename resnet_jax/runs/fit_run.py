@@ -18,9 +18,11 @@ from resnet_jax.runs.checkpoint import Checkpoints, kept_checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.effects import check_made
+from resnet_jax.runs.gathered import Own
 from resnet_jax.runs.override import describe
 from resnet_jax.runs.pretrained import read_pretrained
 from resnet_jax.runs.recording import Checkpointing, ConfigFile, MetricsFile, Resume
+from resnet_jax.runs.report import report_of_fit
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.callbacks import Growth, StopSignals, check_stopping
@@ -41,9 +43,10 @@ class RunResult(Result):
 def fit(config: Config, *, callbacks: Sequence[Any] = ()) -> RunResult:
     """Train as the config says; `python train.py` calls this.
 
-    Prints a line for each epoch, and keeps config.json, metrics.jsonl and checkpoints/ in the run's folder. callbacks:
-    your own, which run before those of the run (see resnet_jax.training.events). Raises a UserError, before anything
-    is compiled or written, for an invalid config; Stopped after SIGINT or SIGTERM.
+    Prints a line for each epoch, and keeps config.json, metrics.jsonl and checkpoints/ in the run's folder. At the end
+    it writes report.html there; if that fails, a line says why, and the run has still succeeded. callbacks: your own,
+    which run before those of the run (see resnet_jax.training.events). Raises a UserError, before anything is compiled
+    or written, for an invalid config; Stopped after SIGINT or SIGTERM.
     """
     with ops.cpu_kernels(check(config).run.cpu_kernels):
         return _fit(config, callbacks)
@@ -85,6 +88,9 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     if signals.received is not None and not loop.finished:
         raise Stopped(signals.received, run_dir, loop.step)
     result = result_of(loop)
+    if config.run.report:
+        with hardware.compile_cache(config.run.compile_cache):
+            report_of_fit(run_dir, Own(dataset))
     return RunResult(result.variables, result.history, result.state, result.stopped, run_dir)
 
 

@@ -53,6 +53,13 @@ def cpu_flags() -> set[str]:
     return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
 
 
+def cpu_model() -> str:
+    """The name of the CPU, as Linux reports it; "" if it does not."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
 def describe(devices: list[Device], dtype: Dtype) -> str:
     """One line: backend, devices, precision."""
     device = devices[0]

@@ -11,7 +11,7 @@ from resnet_jax.runs.values import flag_text
 # the options that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
 FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes", "early_stopping"}
 FREE |= {"data_folder", "skip_unreadable", "override"}
-FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "tensorboard"}
+FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "report", "tensorboard"}
 
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}

@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from tqdm import tqdm
 
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.runs import rundir
+from resnet_jax.runs import hardware, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.stored import Meta, understood
@@ -130,6 +130,10 @@ class Checkpointing:
             "epoch": len(loop.history),
             "seed": loop.program.seed,
             "dtype": dtype_of(loop.model),
+            "hardware": {
+                "devices": hardware.describe(loop.devices, dtype_of(loop.model)),
+                "cpu": hardware.cpu_model(),
+            },
             "versions": {name: version(name) for name in PACKAGES},
             "history": loop.history,
             "sums": loop.sums.values(),

@@ -176,6 +176,11 @@ def read_config(run_dir: Path) -> Config:
     return config
 
 
+def read_overrides(run_dir: Path) -> list[dict[str, Any]]:
+    """What --override has changed in a run, in order: {"step": ..., "changes": {option: [old, new]}}."""
+    return _read(run_dir)[1]
+
+
 def _read(run_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     """The config of a run, and what --override has changed in it, in order."""
     path = run_dir / CONFIG_FILE

@@ -18,7 +18,9 @@ from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.checkpoint import kept_checkpoints
 from resnet_jax.runs.fit_run import RunResult
+from resnet_jax.runs.gathered import Own
 from resnet_jax.runs.recording import Checkpointing, MetricsFile, Resume
+from resnet_jax.runs.report import report_of_fit
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
@@ -33,12 +35,13 @@ class Trainer(core.Trainer):
     run_dir: the folder that keeps metrics.jsonl and checkpoints/: the latest two checkpoints, and the best one by
     validation accuracy. None keeps nothing. resume: continue from the latest good checkpoint in run_dir, if it holds
     one. checkpoint_minutes: the time between checkpoints inside an epoch; each epoch ends with one too, and so does a
-    fit that SIGINT or SIGTERM stops.
+    fit that SIGINT or SIGTERM stops. report: write report.html, curves.png and confusion.png there at the end.
     """
 
     run_dir: str | Path | None = None
     resume: bool = False
     checkpoint_minutes: float = 10.0
+    report: bool = True
 
     @without_x64()
     def fit(self, model: nn.Module, data: ImageDataset, *, variables: Variables | None = None) -> core.Result:
@@ -51,7 +54,7 @@ class Trainer(core.Trainer):
         loop = self.make_loop(model, data, variables)
         if not self.resume:
             rundir.check_new(path, "run_dir", "resume=True")
-        signals = StopSignals()
+        signals, first = StopSignals(), loop.model
         self._about(loop)  # raises for values that a checkpoint cannot hold
         check_stopping(self.callbacks, data)  # before the folder is made
         with rundir.hold(path, new=not self.resume), kept_checkpoints(path) as checkpoints:
@@ -66,6 +69,9 @@ class Trainer(core.Trainer):
         if signals.received is not None and not loop.finished:
             raise Stopped(signals.received, path, loop.step)
         result = core.result_of(loop)
+        if self.report:
+            trained = model if loop.model is first else loop.model  # a callback may have grown it
+            report_of_fit(path, Own(data, trained, self.preprocess, self.seed, self.batch_size))
         return RunResult(result.variables, result.history, result.state, result.stopped, path)
 
     def _about(self, loop: Loop) -> Meta:

@@ -54,10 +54,10 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
         if isinstance(value, str):
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
         raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
-    if get_origin(bare(kind)) is tuple and get_args(bare(kind))[0] is not float:
-        return tuple(plain(name, get_args(bare(kind))[0], item, flag) for item in value)
-    if get_origin(kind) is tuple:
-        what = f"{flag} {shown(value)}"
+    if get_origin(bare(kind)) is tuple:
+        what, item_kind = f"{flag} {shown(value)}", get_args(bare(kind))[0]
+        if item_kind is not float:
+            return tuple(plain(name, item_kind, item, flag) for item in _items(what, value))
         return tuple(_number(what, item, "numbers, such as (5, 8)") for item in _items(what, value))
     if optional(kind):
         return None if value is None else _whole(flag, value)

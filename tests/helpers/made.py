@@ -77,7 +77,8 @@ def make_config(data_dir: Path, run_dir: Path, **changes: Any) -> Config:
     data = DataConfig("made", data_dir=str(data_dir), normalize=True, flip=True, crop_padding=1)
     optim = OptimConfig(0.05, "constant", warmup_epochs=0.5, momentum=0.9, nesterov=True, weight_decay=1e-3)
     config = Config("tiny", epochs=2, batch_size=BATCH, data=data, optim=optim)
-    run = RunConfig(str(run_dir), devices=2, precision="float32")  # auto would round where the CPU has bfloat16
+    # precision auto would round where the CPU has bfloat16; a report takes seconds
+    run = RunConfig(str(run_dir), devices=2, precision="float32", report=False)
     return change(dataclasses.replace(config, run=run), **changes)
 
 

@@ -31,7 +31,8 @@ class Own(nn.Module):
 
 
 def trainer(run_dir, **changes) -> resnet_jax.Trainer:
-    held = {"max_epochs": 3, "batch_size": 12, "optimizer": optax.adamw(1e-2), "devices": 1, "progress": False}
+    held = {"max_epochs": 3, "batch_size": 12, "optimizer": optax.adamw(1e-2), "devices": 1}
+    held |= {"progress": False, "report": False}
     return resnet_jax.Trainer(**{**held, "run_dir": run_dir, **changes})
 
 
@@ -121,7 +122,7 @@ def pictures(tmp_path):
 
 
 FLAGS = "--arch tiny --epochs 2 --batch-size 12 --devices 1 --precision float32 --stem small"
-FLAGS += " --schedule constant --run-dir run"
+FLAGS += " --schedule constant --run-dir run --no-report"
 
 
 def test_a_folder_of_pictures_from_the_command_to_a_prediction(pictures, tmp_path, capsys):
@@ -219,7 +220,7 @@ def test_a_config_with_callbacks_of_ones_own(pictures, tmp_path):
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, data_folder=str(pictures)),
-        run=dataclasses.replace(config.run, run_dir=str(tmp_path / "run"), devices=1),
+        run=dataclasses.replace(config.run, run_dir=str(tmp_path / "run"), devices=1, report=False),
     )
     result = resnet_jax.fit(config, callbacks=[Logger()])
     assert seen == [result.history[0]["validation_accuracy"]]

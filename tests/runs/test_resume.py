@@ -142,7 +142,7 @@ def flags(data_dir: Path, run_dir: Path) -> list[str]:
     """What make_config has, as a user says it."""
     line = f"--arch tiny --dataset made --epochs {EPOCHS} --batch-size 16 --devices 2 --data-dir {data_dir}"
     line += f" --run-dir {run_dir} --normalize --flip --crop-padding 1 --learning-rate 0.05"
-    line += " --schedule constant --warmup-epochs 0.5 --precision float32"
+    line += " --schedule constant --warmup-epochs 0.5 --precision float32 --no-report"
     return [*line.split(), "--momentum", "0.9", "--nesterov", "--weight-decay", "1e-3"]
 
 

@@ -1,0 +1,95 @@
+"""The report of a run: report.html, curves.png and confusion.png in its folder; and a page that compares runs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from resnet_jax.errors import ConfigError, UserError, one_line
+from resnet_jax.reporting import page, plots
+from resnet_jax.runs import rundir
+from resnet_jax.runs.gathered import Own, gather, same_data
+from resnet_jax.whole_file import whole_file
+
+REPORT_FILE, CURVES_FILE, CONFUSION_FILE = "report.html", "curves.png", "confusion.png"
+HEAD = 2048  # bytes of a file that name its maker
+
+
+def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None) -> Path:
+    """Write the report of a run, and return the path of the page.
+
+    Without `out` the folder of the run gets report.html, curves.png and confusion.png. With `out` that page alone is
+    written. own: of a fit that has just ended; otherwise the data is read again. Files of another maker are never
+    replaced. Raises ConfigError and CheckpointError.
+    """
+    page.check_installed()
+    check_folder(run_dir)
+    paths = [out] if out else [run_dir / name for name in (REPORT_FILE, CURVES_FILE, CONFUSION_FILE)]
+    for path in paths:
+        check_ours(path)
+    report, evaluation = gather(run_dir, own)
+    content = page.render(report)
+    if out is None:
+        if any(page.curves([("", report.history)])):
+            write(paths[1], plots.curves_png(report.history))
+        if evaluation is not None:
+            write(paths[2], plots.confusion_png(evaluation.figures))
+    write(paths[0], content.encode())
+    return paths[0]
+
+
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
+    """Write a page that compares several runs, and return its path. Raises ConfigError and CheckpointError."""
+    page.check_installed()
+    for run_dir in run_dirs:
+        check_folder(run_dir)
+    if len({run_dir.resolve() for run_dir in run_dirs}) < len(run_dirs):
+        raise ConfigError("RUN: a run is given twice; give each run once")
+    check_ours(out)
+    read = same_data({})
+    reports = [gather(run_dir, read=read)[0] for run_dir in run_dirs]
+    write(out, page.render_comparison(reports).encode())
+    return out
+
+
+def report_of_fit(run_dir: Path, own: Own) -> None:
+    """Write the report at the end of a fit, and print one line. A failure does not end the run."""
+    try:
+        tqdm.write(f"report: {write_report(run_dir, own)}")
+    except UserError as error:
+        tqdm.write(f"no report: {error}")
+    except Exception as error:  # the run has ended well, and its checkpoints are good
+        tqdm.write(f"no report: {type(error).__name__}: {one_line(error)}; `report {run_dir}` tries again")
+
+
+def check_folder(run_dir: Path) -> None:
+    """Raise ConfigError for a path that is no folder."""
+    rundir.check_readable(run_dir, "RUN")
+    if not run_dir.is_dir():
+        raise ConfigError(f"RUN {run_dir}: there is no such folder; give the folder of a run, such as runs/NAME")
+
+
+def check_ours(path: Path) -> None:
+    """Raise ConfigError if the file cannot be written, or exists and `report` did not make it."""
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; give the name of a file, such as {path / REPORT_FILE}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.parent}; make it, or give another file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; give another file") from None
+    if page.GENERATOR.encode() not in head:
+        raise ConfigError(f"{path} exists, and report did not make it; move it away, or give another file with --out")
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file as a whole. ConfigError if the system refuses."""
+    try:
+        with whole_file(path) as part:
+            part.write_bytes(content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; give another file with --out") from None
