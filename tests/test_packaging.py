@@ -38,3 +38,12 @@ def test_the_pinned_versions_are_admitted(package):
 
 def test_type_checkers_read_the_annotations():
     assert files("resnet_jax").joinpath("py.typed").is_file()
+
+
+def test_the_templates_of_reports_are_inside_the_package():
+    """The wheel contains the whole folder resnet_jax; nothing there is excluded by an ignore file."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert "resnet_jax" in wheel["only-include"]
+    assert "exclude" not in wheel
+    folder = files("resnet_jax").joinpath("reporting", "templates")
+    assert {"report.html", "compare.html", "base.html", "parts.html", "style.css"} == {f.name for f in folder.iterdir()}

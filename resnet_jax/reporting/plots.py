@@ -32,6 +32,7 @@ def curves_png(history: Sequence[dict[str, Any]]) -> bytes:
                 label = key.removesuffix(f"_{name}")
                 axes.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 20 else "", label=label)
         axes.set(title=name, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         if len(keys) > 1:
