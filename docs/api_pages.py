@@ -111,7 +111,9 @@ def show_signature(
     except (TypeError, ValueError):
         return None
     own = [p.replace(default=Shown.of(p.default)) for p in found.parameters.values()]
-    own = [p for p in own if not (inspect.isclass(obj) and issubclass(obj, nn.Module) and p.name in ("parent", "name"))]
+    made = getattr(obj, "func", obj)  # what a functools.partial calls
+    flax = ("parent", "name") if inspect.isclass(made) and issubclass(made, nn.Module) else ()
+    own = [p for p in own if p.name not in flax]
     own = own[1:] if own and own[0].name == "self" else own
     text = str(found.replace(parameters=own))
     text = re.sub(r"(?:\w+\.)+(?=[A-Z])", "", text)  # resnet_jax.data.dataset.ImageDataset -> ImageDataset

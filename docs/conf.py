@@ -23,6 +23,7 @@ include_patterns = ["docs/*.md", "notebooks/*.ipynb", *(name for name in PAGES i
 exclude_patterns = [path.name for path in ROOT.iterdir() if path.name not in PAGES]  # they need not be searched
 nitpicky = False
 
+highlight_language = "none"  # blocks without a language are commands, output and folders
 html_theme = "furo"
 html_title = "resnet_jax"
 html_copy_source = False
