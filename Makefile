@@ -14,8 +14,8 @@ export TFDS_DATA_DIR := $(DATA_DIR)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train data test test-oldest test-newest test-real test-long test-browser check lint types format accelerators clean native \
-	venv venv-test venv-dev venv-browser
+.PHONY: help train data test test-oldest test-newest test-real test-long test-browser check lint types format \
+	accelerators docs clean native venv venv-test venv-dev venv-browser
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
@@ -93,6 +93,11 @@ venv-dev:
 venv-browser:
 	@sh scripts/chromium.sh
 	@sh scripts/venv.sh .venv here browser && sh scripts/native.sh .venv
+
+docs:  ## build the documentation into build/docs (open build/docs/index.html)
+	@sh scripts/venv.sh .venv here docs
+	$(PY) -m sphinx -b html -c docs -d build/doctrees -W --keep-going -q . build/docs
+	@echo 'the documentation: build/docs/index.html'
 
 native: venv  ## build the oneDNN kernels again
 	@rm -f .venv/.native && sh scripts/native.sh .venv

@@ -1,4 +1,8 @@
-"""Every Python block of the README and of docs/ runs, page by page, in a folder of its own."""
+"""Every Python block of the README and of docs/ runs, page by page, in a folder of its own.
+
+The blocks ```bash run after them, in the same folder, where train.py is that of this repository. Blocks without a
+language show commands that need the real data or the reader's own files, and do not run.
+"""
 
 import importlib.util
 import os
@@ -11,9 +15,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NEEDS = re.compile(r"# needs (\w+)\n")  # the first line of a block that runs only where that package is installed
-WITH_CODE = [page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+def blocks(page: Path, language: str) -> str:
+    """The code of the blocks of a page in a language."""
+    found = re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return "\n".join(block for block in found if can_run(block))
 
 
 def can_run(block: str) -> bool:
@@ -21,12 +29,20 @@ def can_run(block: str) -> bool:
     return needs is None or importlib.util.find_spec(needs[1]) is not None
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, tmp_path):
-    code = "\n".join(block for block in BLOCK.findall(page.read_text(encoding="utf-8")) if can_run(block))
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as readers have
     env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "docs" / page.stem)
     env["WANDB_MODE"] = "offline"
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    env["XDG_CACHE_HOME"] = str(tmp_path / "cache")  # for decoded pictures
+    env["MPLBACKEND"] = "agg"
+    run = subprocess.run(
+        [sys.executable, "-c", blocks(page, "python")], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-3000:]
+    if commands := blocks(page, "bash"):
+        (tmp_path / "train.py").symlink_to(ROOT / "train.py")
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+        run = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr[-3000:]
