@@ -26,8 +26,17 @@ def use_large_pages() -> None:
             os.execve(sys.executable, [sys.executable, "-X", STARTED_OVER, *sys.orig_argv[1:]], environment)
 
 
-if __name__ == "__main__":
-    use_large_pages()
-    from resnet_jax.cli import main  # imported late: it takes a second
+def run() -> int:
+    """Train; returns the exit code."""
+    try:
+        use_large_pages()
+        from resnet_jax.cli import main  # imported late: it takes a second
 
-    sys.exit(main())
+        return main()
+    except KeyboardInterrupt:  # in that second
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -11,9 +11,11 @@ import resnet_jax
 PACKAGE = Path(resnet_jax.__file__).parent
 
 # what each part of the house may know beside itself; a part that is not here is a mistake
-GROUND = {"cores", "errors", "paths", "whole_file"}
+GROUND = {"arguments", "cores", "errors", "paths", "versions", "whole_file"}
 ALLOWED = {
     "errors": set(),
+    "arguments": {"errors"},
+    "versions": set(),
     "cores": set(),
     "paths": {"errors"},
     "whole_file": set(),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError, unknown
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.argv import flags_of, hint, read_words
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.effects import check_effects, unused
+from resnet_jax.runs.override import check_fixed
 from resnet_jax.runs.values import plain
 
 Values = dict[str, Any]  # of fields, by name
@@ -44,7 +45,9 @@ class Asked:
     def resumed(self, old: Config, run_dir: Path) -> Config:
         """The config of a run that is resumed, with the values of --config and of the flags."""
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
-        config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
+        config = changed(config, {"resume": True} | self.named | {"run_dir": run_dir})
+        check_fixed(f"the run in {run_dir}", old, config)  # first: another network has other limits on its values
+        check(config)
         check_effects(config, self.named)
         if self.recipe:  # what it holds without effect was left out of the run's config too
             config = without_unused(config)
@@ -67,12 +70,7 @@ class Asked:
 def ask(argv: Sequence[str], prog: str = "train.py") -> Asked:
     """Read the flags of training; ConfigError, of one line, for invalid flags."""
     named = read_words(Config, argv, prog)
-    return Asked(named, find_recipe(named["config"]) if named.get("config") else None)
-
-
-def parse(argv: Sequence[str], prog: str = "train.py") -> Config:
-    """The checked Config of a new run."""
-    return ask(argv, prog).new()
+    return Asked(named, find_recipe(named["config"]) if "config" in named else None)
 
 
 def load_recipe(name: str) -> Config:
@@ -109,6 +107,7 @@ def find_recipe(name: str) -> Path:
     if name in known:
         return known[name]
     path = user_path(name, "--config")
+    check_readable(path, "--config")
     if path.suffix != ".toml" and name != ".toml":
         raise ConfigError(unknown("recipe", name, known) + ", or give a .toml file")
     if not path.is_file():

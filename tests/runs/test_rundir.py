@@ -139,3 +139,39 @@ def test_a_run_without_its_config_is_never_started_anew(resume):
     (run / CONFIG_FILE).unlink()
     with pytest.raises(ConfigError, match=r"runs/a has checkpoints and no config\.json; put that file back"):
         choose(made.change(TINY, resume=resume, run_dir=run))
+
+
+# --- what an error leaves
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_run_that_ends_before_its_first_checkpoint_leaves_nothing(exists):
+    """Neither its folder nor those above it; a folder that was there stays, and is empty again."""
+    path = Path("a/b/run")
+    if exists:
+        path.mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError), hold(path, new=True) as run_dir:
+        write_config(run_dir, TINY)
+        (run_dir / METRICS_FILE).touch()
+        (run_dir / "checkpoints").mkdir()
+        raise ZeroDivisionError
+    assert [str(found) for found in sorted(Path().rglob("*"))] == ["a", "a/b", "a/b/run"][: 3 if exists else 0]
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/3/x", "notes.txt", METRICS_FILE])
+def test_a_run_that_holds_anything_is_kept(kept):
+    with pytest.raises(ZeroDivisionError), hold(Path("run"), new=True) as run_dir:
+        write_config(run_dir, TINY)
+        (run_dir / kept).parent.mkdir(parents=True, exist_ok=True)
+        (run_dir / kept).write_text("{}")
+        raise ZeroDivisionError
+    assert (run_dir / kept).exists()
+    assert (run_dir / CONFIG_FILE).exists()
+
+
+def test_an_interruption_and_a_resumed_run_leave_the_folder():
+    for new, error in ((True, KeyboardInterrupt), (False, ZeroDivisionError)):
+        with pytest.raises(error), hold(Path(error.__name__), new=new) as run_dir:
+            write_config(run_dir, TINY)
+            raise error
+        assert (run_dir / CONFIG_FILE).exists()
