@@ -52,7 +52,7 @@ def one_line(error: Exception, length: int = 200) -> str:
 
     A line that is longer than `length` ends after a whole word, and then with three dots.
     """
-    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip()
     if len(line) <= length:
         return line
     words = line[: length - 3].rpartition(" ")[0] if " " in line[: length - 3] else line[: length - 4]

@@ -21,20 +21,20 @@ def test_a_number_in_every_form(value):
 def test_a_truth_in_every_form(value):
     assert truth("n", value) is True
     for check in (whole, real):
-        with pytest.raises(ConfigError, match="^n .*: give a"):
+        with pytest.raises(ConfigError, match=r"^n .*: give a"):
             check("n", value)
 
 
 @pytest.mark.parametrize("value", ["3", None, [3], 3j, math.nan, 3.0, {}, np.zeros(2)])
 def test_what_is_no_whole_number(value: Any):
-    with pytest.raises(InteropError, match="^n .*: give a whole number") as caught:
+    with pytest.raises(InteropError, match=r"^n .*: give a whole number") as caught:
         whole("n", value, error=InteropError)
     assert str(caught.value).endswith("such as 3") == (value == 3.0 if isinstance(value, float) else False)
 
 
 def test_bounds():
     assert whole("n", 1, 1) == 1
-    with pytest.raises(ConfigError, match="^n 0 must be at least 1$"):
+    with pytest.raises(ConfigError, match=r"^n 0 must be at least 1$"):
         whole("n", 0, 1)
     with pytest.raises(ConfigError, match="is out of range"):
         real("n", 10**400)

@@ -11,12 +11,13 @@ import resnet_jax
 PACKAGE = Path(resnet_jax.__file__).parent
 
 # what each part of the house may know beside itself; a part that is not here is a mistake
-GROUND = {"arguments", "cores", "errors", "paths", "versions", "whole_file"}
+GROUND = {"arguments", "cores", "errors", "interrupts", "paths", "versions", "whole_file"}
 ALLOWED = {
     "errors": set(),
     "arguments": {"errors"},
     "versions": set(),
     "cores": set(),
+    "interrupts": set(),
     "paths": {"errors"},
     "whole_file": set(),
     "ops": GROUND,

@@ -387,4 +387,4 @@ def test_the_real_fashion_mnist(tmp_path):
 def test_an_empty_path_is_refused(name):
     """Only None stands for the default."""
     with pytest.raises(DataError, match=rf"^{name} \(--{name.replace('_', '-')}\) '' is empty; give a path"):
-        load("fashion_mnist", **{name: ""})
+        load("fashion_mnist", **{name: ""})  # pyright: ignore[reportArgumentType]

@@ -39,7 +39,7 @@ def test_a_folder_without_permission(monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", closed)
     for opens in (load, open_weights):
-        with pytest.raises(CheckpointError, match="^run/checkpoints cannot be read: Permission denied"):
+        with pytest.raises(CheckpointError, match=r"run/checkpoints cannot be read: Permission denied$"):
             opens(Path("run"))
 
 
