@@ -1,11 +1,9 @@
 """Train a ResNet or a ResNeXt: python train.py --arch resnet18. --help lists every flag."""
 
-import contextlib
-import os
+import os  # both are loaded already when Python starts: a Ctrl-C has no import to interrupt here
 import sys
-from pathlib import Path
 
-PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # Linux's setting for 2 MiB pages
+PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"  # Linux's setting for 2 MiB pages
 STARTED_OVER = "resnet_jax_pages"
 
 
@@ -20,14 +18,27 @@ def use_large_pages() -> None:
     asked = bool(script) and any(os.path.realpath(word) == os.path.realpath(script) for word in sys.orig_argv[1:])
     if not asked or sys.gettrace() or STARTED_OVER in sys._xoptions or "GLIBC_TUNABLES" in os.environ:
         return
-    with contextlib.suppress(OSError):
-        if "[madvise]" in PAGES.read_text():
+    try:
+        with open(PAGES, encoding="ascii") as file:
+            chosen = "[madvise]" in file.read()
+        if chosen:
             environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
             os.execve(sys.executable, [sys.executable, "-X", STARTED_OVER, *sys.orig_argv[1:]], environment)
+    except OSError:  # no Linux, or no such setting
+        return
+
+
+def run() -> int:
+    """Train; returns the exit code."""
+    try:
+        use_large_pages()
+        from resnet_jax.cli import main  # imported late: it takes a second
+
+        return main()
+    except KeyboardInterrupt:  # before that import
+        print("train.py: interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":
-    use_large_pages()
-    from resnet_jax.cli import main  # imported late: it takes a second
-
-    sys.exit(main())
+    sys.exit(run())

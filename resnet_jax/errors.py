@@ -47,7 +47,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (f" and {more} more" if more > 0 else "")
 
 
-def one_line(error: Exception) -> str:
-    """Return the first line of an error's message, or the name of its class if the message is empty."""
-    text = str(error).strip()
-    return text.splitlines()[0][:200] if text else type(error).__name__
+def one_line(error: Exception, length: int = 200) -> str:
+    """Return the first line of an error's message, or the name of its class if the message is empty.
+
+    A line that is longer than `length` ends after a whole word, and then with three dots.
+    """
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip()
+    if len(line) <= length:
+        return line
+    words = line[: length - 3].rpartition(" ")[0] if " " in line[: length - 3] else line[: length - 4]
+    return words.rstrip(" ,:;") + " ..."

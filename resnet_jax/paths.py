@@ -1,4 +1,4 @@
-"""user_path: the one function for every path that a user gives."""
+"""Paths that a user gives: user_path reads each of them, check_writable checks those that will be written."""
 
 import os
 import re
@@ -39,11 +39,54 @@ def user_path(given: str | os.PathLike[str], name: str, error: type[UserError] =
 def cache_home() -> Path | None:
     """The folder for caches: $XDG_CACHE_HOME/resnet_jax, or ~/.cache/resnet_jax. None if the home folder is unknown."""
     text = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return None if os.path.expanduser(text).startswith("~") else user_path(text, "XDG_CACHE_HOME") / "resnet_jax"
+    return None if _with_home(text).startswith("~") else user_path(text, "XDG_CACHE_HOME") / "resnet_jax"
+
+
+def check_readable(path: Path, name: str, error: type[UserError] = ConfigError) -> None:
+    """Raise `error` if the system refuses to look a path up: a loop of links, or a parent without permission.
+
+    A path that does not exist is accepted. name: of the flag or the argument, for messages.
+    """
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as problem:
+        raise error(f"{name} {path}: {problem.strerror}; give another path") from None
+
+
+def check_writable(path: Path, name: str, error: type[UserError] = ConfigError) -> None:
+    """Raise `error` unless a file or a folder can be made at `path`: its nearest existing parent is a writable folder.
+
+    name: of the flag or the argument, for messages. A link without a target on the way raises too. Nothing is made.
+    """
+    on_the_way = (path, *path.absolute().parents)
+    for link in on_the_way:
+        if os.path.islink(link) and not os.path.exists(link):
+            raise error(
+                f"{name} {path}: {link} is a link to {os.readlink(link)}, which does not exist; give another path"
+            )
+    existing = next(parent for parent in on_the_way if os.path.exists(parent))
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise error(f"{name} {path}: {existing} is not a writable folder; give another one")
+
+
+def check_file_writable(path: Path, name: str, error: type[UserError] = ConfigError) -> None:
+    """Raise `error` unless a file can be written at `path`, in a folder that exists. Nothing is made."""
+    if path.is_dir():
+        raise error(f"{name} {path} is a folder; give the path of a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise error(f"{name} {path}: {path.parent} is not a writable folder; make it, or give another path")
+
+
+def _with_home(text: str) -> str:
+    """The text with ~ and ~user expanded; unchanged if that home folder is unknown. An empty HOME names no folder."""
+    own = text.partition(os.sep)[0] == "~"
+    return text if own and not os.environ.get("HOME", "~").strip() else os.path.expanduser(text)
 
 
 def _expanded(text: str, name: str, error: type[UserError]) -> Path:
-    expanded = os.path.expanduser(text)
+    expanded = _with_home(text)
     if expanded.startswith("~"):
         user = text[1:].partition(os.sep)[0]
         found = f"there is no user {user}" if user else "the home folder is unknown"

@@ -17,6 +17,7 @@ import resnet_jax
 from resnet_jax import cli, runs
 from resnet_jax.data import builders
 from resnet_jax.runs import Stopped, rundir
+from resnet_jax.versions import versions
 
 ROOT = Path(__file__).parents[1]
 GOOD = (
@@ -68,6 +69,7 @@ IN_A_FOLDER_WITH = {
     "lost/checkpoints/3": "",
     "syntax.toml": "epochs =",
     "key.toml": "epohs = 3",
+    "empty.toml": "data_dir = ''",
     "type.toml": "epochs = 'three'",
     "value.toml": "arch = 'resnet81'",
 }
@@ -120,10 +122,25 @@ BAD = {
     "--run-dir nowhere --resume": "--resume: there is no run in nowhere",
     "--run-dir run --resume": "run/config.json: it does not hold a valid config",
     "--resume": "--resume: there is no run of tiny on made in runs/; leave --resume out to start one",
-    f"--run-dir {'x' * 300}": "File name too long; give another folder",
+    f"--run-dir {'x' * 300}": "File name too long; give another path",
     "--run-dir /proc/run": "--run-dir /proc/run",
-    "--data-dir file": "the data folder file cannot be created: file is a file; pass --data-dir FOLDER",
+    "--data-dir file": "the data folder (--data-dir) file: file is not a writable folder",
     "--data-dir new --source-dir nowhere": "the data folder nowhere is not a folder",
+    "--run-dir link": "--run-dir link: link is a link to nowhere, which does not exist; give another path",
+    "--run-dir link/run": "link is a link to nowhere, which does not exist",
+    "--run-dir loop": "--run-dir loop: Too many levels of symbolic links",
+    "--run-dir=": "--run-dir '' is empty; give a path",
+    "--data-dir=": "--data-dir '' is empty; give a path",
+    "--source-dir=": "--source-dir '' is empty; give a path",
+    "--data-folder=": "--data-folder '' is empty; give a path",
+    "--pretrained=": "--pretrained '' is empty; give a path",
+    "--config=": "--config '' is empty; give a path",
+    "--config empty.toml": "empty.toml: data_dir (--data-dir) '' is empty; give a path",
+    "--crop-padding 8": "--crop-padding 8: the images have 8x8 pixels; use at most 7",
+    "--validation 1": "--validation 1: give a share below 1, such as 0.1, or a whole number of images from 2",
+    "--validation 1.0": "--validation 1: give a share below 1",
+    "--width 0.0001": "width 0.0001 leaves less than 1 of the 16 channels of a layer of tiny; use at least 0.0625",
+    "--width 100000": "the network is too large: its weights and gradients take 6,427,768.1 GiB, and this cpu has",
     "--config syntax.toml": "syntax.toml: not a valid TOML file",
     "--config key.toml": "key.toml: unknown key epohs: did you mean --epochs?",
     "--config type.toml": "type.toml: epochs (--epochs) three: give a whole number",
@@ -152,6 +169,8 @@ def folder(tmp_path) -> None:
             path.mkdir()
         else:
             path.write_text(content)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
 
 
 @pytest.mark.usefixtures("folder")
@@ -182,6 +201,8 @@ def test_a_folder_that_cannot_be_written_to(capsys, monkeypatch, tmp_path):
         ("--dataset fashion_mnist --image-size 32", "has --dataset made, not fashion_mnist"),
         ("--seed 7", "has --seed 0, not 7"),
         ("--config resnet18", "has --arch tiny, not resnet18"),
+        ("--arch resnet18", "has --arch tiny, not resnet18"),  # whose images would be too small
+        ("--image-size 4", "has --image-size 0, not 4"),
         ("--grow 2:2", "has --grow '', not 2:2; leave --grow out"),
     ],
 )
@@ -190,6 +211,14 @@ def test_a_folder_that_belongs_to_another_run(capsys, finished, flags, message):
     line = refused(["--resume", "--run-dir", str(finished), *flags.split()], capsys)
     assert f"the run in {finished} {message}" in line
     assert made.snapshot(finished) == before
+
+
+def test_fewer_epochs_than_the_run_has_begun(capsys, finished):
+    """--override says what it changes after the check, not before the error."""
+    assert cli.main(["--resume", "--run-dir", str(finished), "--override", "--epochs", "1"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "train.py: --epochs 1: the run has begun epoch 2; give at least 2\n"
+    assert "--override changes" not in out
 
 
 def test_a_folder_that_another_process_trains_into(capsys, made_dir, tmp_path):
@@ -311,6 +340,13 @@ def test_the_process_on_the_made_data_set(tmp_path):
     probabilities = resnet_jax.load(tmp_path / "run")(made.make_splits().test.images)
     accuracy = (probabilities.argmax(1) == made.make_splits().test.labels).mean()
     assert accuracy == max(row["test_accuracy"] for row in rows)
+
+
+def test_the_versions(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"{versions()}\n"
 
 
 @pytest.mark.parametrize("command", [[ROOT / "train.py"], ["-m", "resnet_jax"]], ids=["train.py", "-m"])

@@ -77,7 +77,8 @@ def test_convert_there_and_back(capsys):
 
 def test_convert_to_another_head_and_one_channel(capsys):
     write("a.safetensors")
-    says("convert a.safetensors --arch resnet20 --out w --head reset --num-classes 3 --in-channels 1", capsys)
+    out = says("convert a.safetensors --arch resnet20 --out w --head reset --num-classes 3 --in-channels 1", capsys)
+    assert "the head is new and untrained (3 classes): train it before you use its predictions\n" in out
     params = load_weights("w").variables["params"]
     assert params["head"]["kernel"].shape == (64, 3)
     assert params["stem"]["conv"]["kernel"].shape == (3, 3, 1, 16)
@@ -248,6 +249,17 @@ BAD = {
     "convert a.safetensors --arch resnet20 --out w --class-names none": "--class-names none cannot be read",
     "convert a.safetensors --arch resnet20 --out w --class-names full/file": "has 0 names; the weights have 10",
     "convert full --to-torch --out a.pth --head reset --num-classes 3": "--head, --num-classes: not with --to-torch",
+    "convert a.safetensors --arch resnet20 --out link": "--out link: link is a link to nowhere, which does not exist",
+    "convert a.safetensors --arch resnet20 --out=": "--out '' is empty; give a path",
+    "convert a.safetensors --arch resnet20 --out w --class-names=": "--class-names '' is empty; give a path",
+    "convert negative.safetensors --arch resnet20 --out w": "negative variances in bn1.running_var",
+    "convert a.safetensors --arch resnet20 --out w --image-size 2": "image size 2x2 is too small",
+    "convert a.safetensors --arch resnet20 --out w --image-size -1": "--image-size -1 must be 1 to 4096, or 0",
+    "convert a.safetensors --arch resnet20 --out w --image-size 5000": "--image-size 5000 must be 1 to 4096, or 0",
+    "convert full --to-torch --out none/a.safetensors": "none is not a writable folder",
+    "convert . --arch resnet20 --out w": ". has several files of weights",
+    "export full --out none/a": "none is not a writable folder",
+    "export full --out full": "--out full is a folder; give the path of a file",
     "export full": "no run is kept there",
     "export": "RUN_DIR is needed: the run's folder, or a folder that convert made.",
     "grow full --stage 1 --out w": "full: no run is kept there",
@@ -269,6 +281,9 @@ BAD = {
 def test_what_cannot_be_is_one_line_and_writes_nothing(argv, capsys):
     state = write("a.safetensors")
     safetensors.numpy.save_file({**state, "bn1.bias": np.full(16, np.nan, np.float32)}, "nan.safetensors")
+    negative = state["bn1.running_var"] - 9
+    safetensors.numpy.save_file({**state, "bn1.running_var": negative}, "negative.safetensors")
+    Path("link").symlink_to("nowhere")
     Path("bad.safetensors").write_bytes(b"nonsense")
     Path("full").mkdir()
     Path("full/file").touch()

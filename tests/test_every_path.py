@@ -15,7 +15,7 @@ from resnet_jax.interop import Weights
 from resnet_jax.interop.export import export_program
 from resnet_jax.runs import grow_run
 from resnet_jax.runs.argv import flags_of
-from resnet_jax.runs.flags import parse
+from resnet_jax.runs.flags import ask
 from resnet_jax.runs.values import PATH, metadata_of
 
 FIELDS = [flag.name for flag in flags_of(Config).values() if PATH in metadata_of(flag.kind)]
@@ -28,6 +28,11 @@ def _home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+
+
+def parse(words: list[str]) -> Config:
+    """The config of these flags."""
+    return ask(words).new()
 
 
 def test_the_fields_that_hold_a_path():

@@ -12,10 +12,13 @@ from resnet_jax.cli.main import COMMANDS
 PACKAGE = Path(resnet_jax.__file__).parent
 
 # what each part of the house may know beside itself; a part that is not here is a mistake
-GROUND = {"cores", "errors", "paths", "whole_file"}
+GROUND = {"arguments", "cores", "errors", "interrupts", "paths", "versions", "whole_file"}
 ALLOWED = {
     "errors": set(),
+    "arguments": {"errors"},
+    "versions": set(),
     "cores": set(),
+    "interrupts": set(),
     "paths": {"errors"},
     "whole_file": set(),
     "ops": GROUND,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from resnet_jax.cli.options import OptionalInt, Stem, flag_of, notes_apart, options_of, print_json
 from resnet_jax.errors import ConfigError, InteropError
+from resnet_jax.paths import check_file_writable, check_readable, check_writable
 from resnet_jax.runs.argv import Positional, parse_as
+from resnet_jax.runs.config import MAX_SIDE
 from resnet_jax.runs.values import PathText
 
 if TYPE_CHECKING:
@@ -80,10 +82,13 @@ def convert_to_ours(asked: Convert) -> tuple[dict[str, Any], list[str]]:
     import jax
 
     from resnet_jax.interop import save_weights
+    from resnet_jax.runs.converted import sizes
     from resnet_jax.runs.opened import open_weights
 
+    check_readable(Path(asked.out), "--out", InteropError)
     if Path(asked.out).exists():
         check_empty(Path(asked.out))
+    check_writable(Path(asked.out), "--out", InteropError)
     names = read_names(asked.class_names) if asked.class_names else ()
     check_numbers(asked)
     weights = open_weights(
@@ -104,7 +109,11 @@ def convert_to_ours(asked: Convert) -> tuple[dict[str, Any], list[str]]:
     made = {"out": asked.out, "arch": weights.arch, "options": weights.options, "parameters": size}
     made |= {"preprocess": described.preprocess, "classes": list(described.class_names)}
     trained = f"train.py {' '.join(flags)} --pretrained {asked.out}"
-    return made, [f"{weights.arch}, {size:,} parameters: {asked.out}; {trained}", summary(asked.out, described)]
+    lines = [f"{weights.arch}, {size:,} parameters: {asked.out}; {trained}"]
+    if asked.head == "reset":
+        classes = sizes(weights)[0]
+        lines.append(f"the head is new and untrained ({classes} classes): train it before you use its predictions")
+    return made, [*lines, summary(asked.out, described)]
 
 
 def read_names(file: str) -> tuple[str, ...]:
@@ -122,8 +131,16 @@ def check_numbers(asked: Convert) -> None:
         raise ConfigError("--mean and --std belong together; give both or none")
     if not all(map(math.isfinite, asked.mean)) or not all(0 < value < math.inf for value in asked.std):
         raise ConfigError(f"--mean {asked.mean} --std {asked.std}: they must be finite, and --std above 0")
-    if asked.image_size < 0:
-        raise ConfigError(f"--image-size {asked.image_size} must be at least 1, or 0 for the default")
+    if not 0 <= asked.image_size <= MAX_SIDE:
+        raise ConfigError(f"--image-size {asked.image_size} must be 1 to {MAX_SIDE}, or 0 for the default")
+
+
+def check_size(size: int, weights: "Weights") -> None:
+    """Raise ConfigError if the network of the weights cannot take images of this size."""
+    from resnet_jax.models import check_image_size, get_arch
+
+    arch = get_arch(weights.arch)
+    check_image_size((size, size), weights.options.get("stem") or arch.stem, len(arch.stages))
 
 
 def describe(weights: "Weights", asked: Convert, names: tuple[str, ...]) -> "Weights":
@@ -138,6 +155,7 @@ def describe(weights: "Weights", asked: Convert, names: tuple[str, ...]) -> "Wei
             raise ConfigError(f"{flag} has {len(values)} numbers; give 1, or {channels}: one for each channel")
     given: dict[str, Any] = {"mean": list(asked.mean), "std": list(asked.std)} if asked.mean else {}
     if asked.image_size:
+        check_size(asked.image_size, weights)
         given["image_size"] = [asked.image_size] * 2
     preprocess = weights.preprocess | given
     return dataclasses.replace(weights, preprocess=preprocess, class_names=names or weights.class_names)
@@ -166,8 +184,10 @@ def convert_to_torch(asked: Convert) -> tuple[dict[str, Any], list[str]]:
         raise ConfigError(
             f"{', '.join(given)}: not with --to-torch, which writes the weights as they are; leave it out"
         )
+    check_readable(Path(asked.out), "--out", InteropError)
     if Path(asked.out).exists():
         raise InteropError(f"--out {asked.out} exists; give another file")
+    check_file_writable(Path(asked.out), "--out", InteropError)
     if Path(asked.source).is_file():
         raise InteropError(f"{asked.source} is a file; --to-torch takes a run's folder or one that convert made")
     weights = open_weights(asked.source, asked.arch, report=print)

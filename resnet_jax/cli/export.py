@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_jax.cli.options import RunDir
-from resnet_jax.errors import listed
+from resnet_jax.errors import InteropError, listed
+from resnet_jax.paths import check_file_writable
 from resnet_jax.runs.argv import parse_as
 from resnet_jax.runs.values import PathText
 
@@ -25,7 +26,7 @@ class Export:
     run_dir: RunDir
     """The run's folder, or a folder that convert made."""
     out: PathText = ""
-    """The file to write. Empty: RUN_DIR/predict.jax_export."""
+    """The file to write. Default: RUN_DIR/predict.jax_export."""
 
 
 def export(argv: Sequence[str], prog: str) -> None:
@@ -35,6 +36,8 @@ def export(argv: Sequence[str], prog: str) -> None:
     from resnet_jax.runs import load
 
     path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
+    if asked.out:
+        check_file_writable(Path(path), "--out", InteropError)
     predictor = load(asked.run_dir)
     size = export_program(predictor.probabilities, predictor.image_shape, path)
     shape = ", ".join(map(str, predictor.image_shape))

@@ -14,6 +14,7 @@ from resnet_jax.errors import ConfigError, UserError, unknown
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.signals import handled
+from resnet_jax.versions import versions
 
 Run = Callable[[Sequence[str], str], int | None]  # flags and name of the command -> exit code; None is 0
 
@@ -73,10 +74,8 @@ def print_help(words: Sequence[str], prog: str) -> None:
 
 
 def print_version(words: Sequence[str], prog: str) -> None:
-    """Print the version of the package."""
-    from resnet_jax.cli.options import version_of
-
-    print(f"{prog} {version_of('resnet_jax')}")
+    """Print the versions of the package and of jax."""
+    print(versions())
 
 
 def guarded(run: Run, argv: Sequence[str], prog: str) -> int:

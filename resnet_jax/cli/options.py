@@ -1,7 +1,6 @@
 """Types and options that several commands share."""
 
 import contextlib
-import importlib.metadata
 import json
 import math
 import sys
@@ -59,11 +58,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(held) for held in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def version_of(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # resnet_jax itself too, run from a checkout

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from resnet_jax import runs
+from resnet_jax.interrupts import interruptible_import
 from resnet_jax.runs.flags import ask
 
 if TYPE_CHECKING:
@@ -19,8 +20,10 @@ EXAMPLES = (
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Train, and print the accuracy of the run."""
-    config = read_flags(argv, prog)  # first: runs.fit imports jax
-    print(last_line(runs.fit(config)))
+    config = read_flags(argv, prog)
+    with interruptible_import():
+        fit = runs.fit
+    print(last_line(fit(config)))
 
 
 def last_line(result: "RunResult") -> str:

@@ -36,10 +36,12 @@ def entry_path(cache_dir: str | os.PathLike[str] | None, folder: Path, files: st
     cache_dir: None for $XDG_CACHE_HOME/resnet_jax/pictures, or the same in ~/.cache. Returns None if cache_dir is None
     and the home folder is unknown; DataError for an invalid cache_dir.
     """
-    home = cache_home() if cache_dir is None else None
-    if cache_dir is None and home is None:
+    if cache_dir is not None:
+        base = user_path(cache_dir, "cache_dir", DataError)
+    elif (home := cache_home()) is not None:
+        base = home / "pictures"
+    else:
         return None
-    base = home / "pictures" if home else user_path(cache_dir or "", "cache_dir", DataError)
     real = os.path.realpath(folder)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", os.path.basename(real))[:40]
     keys = [hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest() for text in (real, files, options)]

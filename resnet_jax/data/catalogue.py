@@ -13,7 +13,7 @@ from resnet_jax.data.sources import check_server, read_folder
 from resnet_jax.data.specs import DATASETS, DatasetSpec, Splits
 from resnet_jax.data.split import check_share, cut
 from resnet_jax.errors import DataError, unknown
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_writable, user_path
 
 PathLike = str | os.PathLike[str]
 
@@ -40,9 +40,11 @@ def load(
         raise DataError(unknown("data set", name, DATASETS))
     spec = DATASETS[name]
     check_share("validation", validation, spec.num_train)  # before minutes of download
-    name_of_dir = "data_dir (--data-dir)" if data_dir else "TFDS_DATA_DIR"
-    folder = user_path(data_dir or default_data_dir(), name_of_dir, DataError)
-    source = user_path(source_dir, "source_dir (--source-dir)", DataError) if source_dir else None
+    if data_dir is None:
+        folder = user_path(default_data_dir(), "TFDS_DATA_DIR", DataError)
+    else:
+        folder = user_path(data_dir, "data_dir (--data-dir)", DataError)
+    source = None if source_dir is None else user_path(source_dir, "source_dir (--source-dir)", DataError)
     splits = obtain(spec, folder, source, log)
     parts = cut(splits.train, spec.class_names, validation=validation, seed=seed)
     held = parts["train"], parts.get("validation"), splits.test
@@ -126,8 +128,4 @@ def _check_writable(data_dir: Path) -> None:
             f"the data folder {data_dir} holds pictures; --data-dir is for prepared data sets: to train on these "
             f"pictures give --data-folder {data_dir}"
         )
-    existing = next(path for path in (data_dir, *data_dir.absolute().parents) if os.path.exists(path))
-    if not existing.is_dir():
-        raise DataError(f"the data folder {data_dir} cannot be created: {existing} is a file; pass --data-dir FOLDER")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise DataError(f"the data folder {data_dir}: {existing} is not writable; pass --data-dir FOLDER")
+    check_writable(data_dir, "the data folder (--data-dir)", DataError)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from resnet_jax.data.specs import DATASETS, DatasetSpec
 from resnet_jax.errors import DataError
+from resnet_jax.paths import check_readable
 
 
 class Found(NamedTuple):
@@ -33,6 +34,7 @@ def find_files(spec: DatasetSpec, folder: Path) -> Found:
     An idx file may be unpacked (train-images-idx3-ubyte, train-images.idx3-ubyte); a .gz file beside it comes first.
     Raises DataError with the first missing file.
     """
+    check_readable(folder, "the data folder (--source-dir)", DataError)
     if not folder.is_dir():
         raise DataError(f"the data folder {folder} is not a folder; put {file_names(spec)} from {spec.url} in one")
     nearest = folder

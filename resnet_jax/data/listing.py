@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from resnet_jax.errors import DataError, listed, one_line
+from resnet_jax.paths import check_readable
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 PART_NAMES = {"train": "train", "val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
@@ -42,6 +43,7 @@ def scan(root: Path) -> Listing:
     Classes are sorted by name; pictures may lie in folders below their class. Names that start with a dot and
     __MACOSX are ignored. Raises DataError if the layout is invalid.
     """
+    check_readable(root, "the folder of pictures (--data-folder)", DataError)
     if not root.is_dir():
         found = "is a file, not a folder" if root.exists() else "does not exist"
         raise DataError(f"the folder of pictures {root} {found}; {LAYOUT.replace('PATH', str(root))}")

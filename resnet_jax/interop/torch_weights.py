@@ -10,17 +10,17 @@ import numpy as np
 from flax import traverse_util
 from jax import numpy as jnp
 
-from resnet_jax.errors import InteropError, listed, one_line, unknown
+from resnet_jax.arguments import truth, whole
+from resnet_jax.errors import InteropError, listed, unknown
 from resnet_jax.interop.matching import Match, Report, Shapes, Tensors, below_head, find, matches, rank, report_match
 from resnet_jax.interop.names import TO_FLAX, TO_TORCH, Shape, head_keys, stem_key, torch_leaves
+from resnet_jax.interop.numbers import Arrays, as_arrays, check_numbers
 from resnet_jax.interop.renamings import recognised
-from resnet_jax.models import ARCHS, Arch, create_model, get_arch
+from resnet_jax.models import ARCHS, Arch, as_arch, create_model
 from resnet_jax.models.summary import LeafPath
 
-Arrays = dict[str, np.ndarray]
 HEADS = ("keep", "reset")
 CLOSE = 0.5  # an error suggests an architecture if more than this share of the tensors matches
-CONVERTED = {"float16": "widened", "bfloat16": "widened", "float64": "rounded"}  # to float32
 log = logging.getLogger("resnet_jax").info
 
 
@@ -51,10 +51,14 @@ def from_torch(
     Flax biased ones. In further training each new variance is therefore smaller by a factor of 1 - 1/n, where n is
     the number of values per channel.
     Raises InteropError if a key is missing or unused, or if a tensor has another shape, is not floating or not finite.
+    Raises ConfigError for a number that is no number, or below 1.
     """
-    arch = get_arch(arch) if isinstance(arch, str) else arch
+    arch = as_arch(arch)
     if head not in HEADS:
-        raise InteropError(unknown("head", head, HEADS))
+        raise InteropError(unknown("head", str(head), HEADS))
+    num_classes = None if num_classes is None else whole("num_classes", num_classes, 1)
+    in_channels = None if in_channels is None else whole("in_channels", in_channels, 1)
+    allow_nan, seed = truth("allow_nan", allow_nan), whole("seed", seed)
     if not isinstance(state_dict, Mapping):
         raise InteropError(f"a {type(state_dict).__name__} is not a state dict; give model.state_dict()")
     leaves = torch_leaves(arch, create_model(arch, 1, **options), 3)
@@ -67,8 +71,7 @@ def from_torch(
     arrays = as_arrays(tensors, report)
     if in_channels is not None:
         fold_channels(arrays, arch, in_channels)
-    if not allow_nan:
-        check_finite(arrays)
+    check_numbers(arrays, allow_nan)
     return traverse_util.unflatten_dict({leaf.path: to_layout(arrays[key], TO_FLAX) for key, leaf in leaves.items()})
 
 
@@ -78,7 +81,7 @@ def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> 
     load_state_dict(strict=True) accepts the result as tensors. options: as in from_torch.
     Raises InteropError if the variables do not belong to the architecture.
     """
-    arch = get_arch(arch) if isinstance(arch, str) else arch
+    arch = as_arch(arch)
     collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
     flat: dict[LeafPath, Any] = traverse_util.flatten_dict(collections)
     kernels = {path[1:]: np.shape(flat[path]) for path in flat if path[1] in ("stem", "head") and path[-1] == "kernel"}
@@ -98,39 +101,6 @@ def to_layout(array: np.ndarray, axes: dict[int, tuple[int, ...]]) -> np.ndarray
     return np.array(array.transpose(axes[array.ndim]), order="C")
 
 
-def as_arrays(tensors: Tensors, report: Report) -> Arrays:
-    """Return the tensors as float32 arrays, and report other types. Raises InteropError if one is not floating."""
-    types = {key: type_name(tensor) for key, tensor in tensors.items()}
-    if wrong := [f"{key} is {name}" for key, name in types.items() if name not in {"float32", *CONVERTED}]:
-        raise InteropError(
-            f"only floating weights are supported, of 16, 32 or 64 bits: {listed(wrong)}; save them as float32"
-        )
-    for name, verb in CONVERTED.items():
-        if count := list(types.values()).count(name):
-            report(f"{count} of {len(types)} tensors are {name}: {verb} to float32")
-    return {key: as_float32(key, tensor) for key, tensor in tensors.items()}
-
-
-def type_name(tensor: Any) -> str:
-    """Return the name of a tensor's type, such as bfloat16. A tensor that is not dense has its layout's name."""
-    layout = str(getattr(tensor, "layout", "")).removeprefix("torch.")
-    if layout.startswith(("sparse", "jagged", "_mkldnn")):
-        return layout
-    return np.dtype(tensor.dtype).name if isinstance(tensor.dtype, np.dtype) else str(tensor.dtype).split(".")[-1]
-
-
-def as_float32(key: str, tensor: Any) -> np.ndarray:
-    """Return a float32 array of a numpy, jax or torch tensor. Infinite where a float64 number is too large."""
-    if hasattr(tensor, "detach"):  # torch's; numpy has no bfloat16
-        try:
-            tensor = tensor.detach().cpu()
-            tensor = (tensor if str(tensor.dtype) == "torch.float32" else tensor.float()).numpy()
-        except (RuntimeError, TypeError) as error:  # such as a tensor on the meta device
-            raise InteropError(f"{key} has no numbers to read ({one_line(error)}); give model.state_dict()") from None
-    with np.errstate(over="ignore"):  # check_finite reports it
-        return np.asarray(tensor).astype(np.float32, copy=False)
-
-
 def sizes(shapes: Shapes, arch: Arch) -> tuple[int, int]:
     """Return (number of classes, image channels) of a state dict. ImageNet's (1000, 3) replace unknown ones."""
     head, stem = shapes.get(head_keys(arch)[0], ()), shapes.get(stem_key(arch), ())
@@ -147,8 +117,6 @@ def resized(wanted: Shapes, arch: Arch, classes: int, channels: int) -> dict[str
 
 def new_head(arch: Arch, num_classes: int, features: int, seed: int) -> Arrays:
     """Return the two tensors of a newly initialised head, in PyTorch's layout."""
-    if num_classes < 1:
-        raise InteropError(f"num_classes {num_classes} must be at least 1")
     kernel, bias = head_keys(arch)
     dense = create_model(arch, num_classes).dense(num_classes)
     params = dense.init(jax.random.key(seed), jnp.zeros((1, features)))["params"]
@@ -217,12 +185,6 @@ def unfitting(shapes: Shapes, wanted: Shapes, arch: Arch) -> str:
         "option A), and no small network of list_models() has convolutions there. In Python give "
         f'from_torch this architecture: dataclasses.replace(get_arch("{arch.name}"), pad_shortcut=False)'
     )
-
-
-def check_finite(arrays: Arrays) -> None:
-    """Raise InteropError if a number is NaN or infinite."""
-    if bad := [key for key, array in arrays.items() if not np.isfinite(array).all()]:
-        raise InteropError(f"NaN or infinite numbers in {listed(bad)}; allow_nan=True (--allow-nan) accepts them")
 
 
 def differences(held: Shapes, wanted: Shapes) -> str:

@@ -4,7 +4,7 @@ from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, R
 from resnet_jax.models.features import features
 from resnet_jax.models.growth import embed, insert_block
 from resnet_jax.models.layers import BatchNorm, Conv
-from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, create_model, get_arch, list_models
+from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, as_arch, create_model, get_arch, list_models
 from resnet_jax.models.resnet import ResNet, ResNet18, check_image_size
 from resnet_jax.models.summary import LayerSummary, layer_summary, multiply_adds
 from resnet_jax.models.widening import widen
@@ -23,6 +23,7 @@ __all__ = [
     "ResNet18",
     "Residual",
     "arch_from_dict",
+    "as_arch",
     "check_image_size",
     "create_model",
     "embed",

@@ -16,9 +16,10 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import numpy as jnp
 
+from resnet_jax.arguments import whole
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import BatchNorm
-from resnet_jax.models.registry import MOST_BLOCKS, Arch, create_model, get_arch, grown_name
+from resnet_jax.models.registry import MOST_BLOCKS, Arch, as_arch, create_model, grown_name
 from resnet_jax.models.summary import LeafPath, variable_shapes
 
 COLLECTIONS = ("params", "batch_stats")
@@ -100,11 +101,6 @@ def moved(path: LeafPath, stage: int, position: int, count: int = 1) -> LeafPath
     return path
 
 
-def as_arch(arch: str | Arch) -> Arch:
-    """The Arch of a name, or the Arch itself."""
-    return get_arch(arch) if isinstance(arch, str) else arch
-
-
 def changed(arch: Arch, **changes: Any) -> Arch:
     """The Arch with changes, and with a new name that get_arch can read."""
     new = dataclasses.replace(arch, **changes)
@@ -148,7 +144,7 @@ def _block(arch: Arch, variables: Variables, stage: int, project: bool = False) 
 def check_place(arch: Arch, variables: Variables, stage: int, position: int | None, blocks: int = 1) -> int:
     """The position at which blocks are inserted; ConfigError if identity blocks cannot go there."""
     end = check_stage_number(arch, stage) + 1
-    position = end if position is None else position
+    position = end if position is None else whole("position", position)
     first = 2 if projects(variables, stage) else 1
     if not 1 <= position <= end:
         raise ConfigError(
@@ -168,7 +164,7 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
 
 def check_stage_number(arch: Arch, stage: int) -> int:
     """The number of blocks of this stage; ConfigError if there is no such stage."""
-    if not 1 <= stage <= len(arch.stages):
+    if not 1 <= whole("stage", stage) <= len(arch.stages):
         raise ConfigError(f"stage {stage}: {arch.name} has {len(arch.stages)} stages; use 1 to {len(arch.stages)}")
     return arch.stages[stage - 1][0]
 

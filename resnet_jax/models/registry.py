@@ -9,6 +9,7 @@ from typing import Any
 
 from jax import numpy as jnp
 
+from resnet_jax.arguments import real, shown, truth, whole
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.layers import Activation, BatchNorm, Dtype, ModuleDef, TorchvisionConv, TorchvisionDense, relu
@@ -133,6 +134,15 @@ def get_arch(name: str) -> Arch:
     return dataclasses.replace(table, name=name, stages=tuple(zip(blocks, channels, strict=True)), stem_channels=stem)
 
 
+def as_arch(arch: str | Arch) -> Arch:
+    """The Arch of a name, or the Arch itself; ConfigError for anything else."""
+    if isinstance(arch, Arch):
+        return arch
+    if not isinstance(arch, str):
+        raise ConfigError(f"arch {shown(arch)}: give the name of an architecture, such as resnet18, or an Arch")
+    return get_arch(arch)
+
+
 def grown_name(old: Arch, new: Arch) -> str:
     """The name of an Arch that was grown from another: resnet18-2-2-3-2, with -w64-128-320-512 after widening."""
     base = old.name.removesuffix(_channels(old)).removesuffix(_blocks(old))
@@ -169,10 +179,12 @@ def create_model(
     width: multiplies the channels of all layers but the head, rounded to multiples of 8. The other arguments are
     those of ResNet. With stochastic_depth, training needs rngs={"dropout": key}. Raises ConfigError.
     """
-    arch = get_arch(name) if isinstance(name, str) else name
-    stem = stem or arch.stem
-    _check_form(arch.block, stem, num_classes)
-    check_options(width, stochastic_depth)
+    arch = as_arch(name)
+    stem = arch.stem if stem is None else stem
+    num_classes = _check_form(arch.block, stem, num_classes)
+    width, stochastic_depth = check_options(arch, width, stochastic_depth)
+    options = {"zero_init": zero_init, "squeeze_excitation": squeeze_excitation, "remat": remat}
+    options = {option: truth(option, value) for option, value in options.items()}
     layers = {} if arch.block in SEED_BLOCKS else {"conv": TorchvisionConv, "dense": TorchvisionDense}
     return ResNet(
         tuple((num_blocks, scaled(channels, width)) for num_blocks, channels in arch.stages),
@@ -183,31 +195,40 @@ def create_model(
         axis_name,
         scaled(arch.stem_channels, width),
         preact=arch.block == "preact",
-        zero_init=zero_init,
-        squeeze_excitation=squeeze_excitation,
         stochastic_depth=stochastic_depth,
-        remat=remat,
         norm=norm,
         act=act,
+        **options,
         **layers,
     )
 
 
-def _check_form(block: str, stem: str, num_classes: int) -> None:
+def _check_form(block: str, stem: str, num_classes: int) -> int:
+    """The number of classes; ConfigError if one of the three is invalid."""
     if block not in BLOCKS:
         raise ConfigError(unknown("block", block, BLOCKS))
     if stem not in STEMS:
-        raise ConfigError(unknown("stem", stem, STEMS))
+        raise ConfigError(unknown("stem", stem, STEMS) if isinstance(stem, str) else f"stem {shown(stem)}: give text")
+    num_classes = whole("num_classes", num_classes)
     if num_classes < 0:
         raise ConfigError(f"num_classes {num_classes} must be at least 1, or 0 for a model without a head")
+    return num_classes
 
 
-def check_options(width: float, stochastic_depth: float) -> None:
-    """Raise ConfigError for invalid values of these arguments of create_model."""
+def check_options(arch: Arch, width: float, stochastic_depth: float) -> tuple[float, float]:
+    """These two arguments of create_model; ConfigError if one of them is invalid."""
+    width, stochastic_depth = real("width", width), real("stochastic_depth", stochastic_depth)
     if not 0 < width < math.inf:
         raise ConfigError(f"width {width} must be above 0; 1 keeps the channels of the architecture")
+    narrowest = min(arch.stem_channels, *(channels for _, channels in arch.stages))
+    if narrowest * width < 1:
+        raise ConfigError(
+            f"width {width} leaves less than 1 of the {narrowest} channels of a layer of {arch.name}; "
+            f"use at least {1 / narrowest:.3g}"
+        )
     if not 0 <= stochastic_depth < 1:
         raise ConfigError(f"stochastic_depth {stochastic_depth} must be at least 0 and below 1")
+    return width, stochastic_depth
 
 
 def scaled(channels: int, width: float) -> int:

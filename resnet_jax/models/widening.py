@@ -11,18 +11,18 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from resnet_jax.arguments import real, whole
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.growth import (
     COLLECTIONS,
     Variables,
-    as_arch,
     changed,
     check_stage_number,
     check_variables,
     projects,
     shapes_like,
 )
-from resnet_jax.models.registry import Arch, scaled
+from resnet_jax.models.registry import Arch, as_arch, scaled
 from resnet_jax.models.summary import LeafPath
 
 SHARES = (0.5, 1.5)  # the range of the random shares, before they are normalised to sum to 1
@@ -51,7 +51,7 @@ def widen(
         model = resnet_jax.create_model(arch)  # resnet50-3-4-6-3-w256-512-1024-3072
     """
     arch = as_arch(arch)
-    num_blocks = check_stage_number(arch, stage)
+    num_blocks, channels, width = check_stage_number(arch, stage), whole("channels", channels), real("width", width)
     check_variables(arch, variables, width)
     wide = _wider(arch, variables, stage, channels, width)
     shapes = shapes_like(wide, variables, width)["params"][f"stage{stage}"]["block1"]

@@ -12,8 +12,10 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
 
+from resnet_jax.arguments import shown
 from resnet_jax.errors import ConfigError
-from resnet_jax.runs.values import bare, choices_of, flag_text, from_text, is_part, kinds_of, metadata_of, plain, shown
+from resnet_jax.runs.values import bare, choices_of, flag_text, from_text, is_part, kinds_of, metadata_of, plain
+from resnet_jax.versions import versions
 
 T = TypeVar("T")
 
@@ -162,6 +164,7 @@ def parser_of(kind: type, prog: str, examples: tuple[str, ...] = ()) -> argparse
     groups: dict[str, Any] = {"": parser}
     parts = {name: part for name, part in kinds_of(kind).items() if is_part(part)}
     groups |= {name: parser.add_argument_group(f"{name} options", part.__doc__) for name, part in parts.items()}
+    parser.add_argument("--version", action="version", version=versions(), help="Print the versions, and exit.")
     for flag in flags.values():
         nargs, metavar = flag.words
         about: dict[str, Any] = {"action": Given, "flag": flag, "metavar": metavar}

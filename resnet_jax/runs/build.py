@@ -15,7 +15,7 @@ from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import Arch, ResNet, create_model, get_arch
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
-from resnet_jax.runs.checks import check_classes, check_train_images, growths
+from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
 from resnet_jax.training.callbacks import EarlyStopping, Growth
 from resnet_jax.training.optim import sgd, warmed_up
@@ -88,6 +88,7 @@ def load_data(config: Config) -> ImageDataset:
             log=tqdm.write,
         )
         check_classes(config.model.num_classes, dataset.num_classes, held.data_folder)
+        check_crop(held.crop_padding, dataset.image_shape[:2])
     else:
         dataset = data.load(
             held.dataset,

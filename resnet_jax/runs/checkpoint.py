@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from resnet_jax.errors import CheckpointError, one_line
 from resnet_jax.runs import stored
+from resnet_jax.runs.folders import runs_hint
 from resnet_jax.runs.quiet import quiet
 from resnet_jax.runs.rundir import kept_in
 from resnet_jax.runs.stored import METRIC, Damaged, Meta, digests
-from resnet_jax.training.metrics import diverged
+from resnet_jax.training.metrics import Diverged, diverged
 from resnet_jax.training.parallel import PyTree
 from resnet_jax.training.state import PARAMS, STATISTICS, TrainState
 from resnet_jax.whole_file import whole_file
@@ -43,7 +44,9 @@ class Checkpoints:
         self.run_dir, self.folder = run_dir, run_dir.absolute() / "checkpoints"
         self.manager: Any = None
         if read_only and not self.folder.is_dir():
-            raise CheckpointError(f"{run_dir}: no run is kept there (it has no folder checkpoints/)")
+            raise CheckpointError(
+                f"{run_dir}: no run is kept there (it has no folder checkpoints/){runs_hint(run_dir)}"
+            )
         self._quiet = contextlib.ExitStack()
         if not read_only:
             with quiet():
@@ -75,10 +78,6 @@ class Checkpoints:
         if self.manager is not None:
             return self.manager.latest_step()  # it may be half written
         return next(iter(self.steps()), None)
-
-    def best(self) -> int | None:
-        """The step of the checkpoint with the highest validation accuracy; the latest one without a validation part."""
-        return next(iter(self.ranked()), None)
 
     def ranked(self) -> list[int]:
         """All steps, the best first: by validation accuracy, then those without one; the later of two equal ones."""
@@ -212,13 +211,22 @@ def _unused(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def kept_checkpoints(run_dir: Path) -> Iterator[Checkpoints]:
-    """The checkpoints of a run that is being trained. If the last one cannot be written, CheckpointError is raised."""
+def kept_checkpoints(run_dir: Path, continued: str) -> Iterator[Checkpoints]:
+    """The checkpoints of a run that is being trained. If the last one cannot be written, CheckpointError is raised.
+
+    continued: how the run is continued from its latest checkpoint with a lower learning rate. The error of a run that
+    has diverged says so, if there is a checkpoint.
+    """
     with kept_in(run_dir):
         checkpoints = Checkpoints(run_dir)
     checkpoints.__enter__()
     try:
         yield checkpoints
+    except Diverged as error:
+        checkpoints.manager.wait_until_finished()
+        if (step := checkpoints.latest()) is None:
+            raise
+        raise Diverged(f"{error}; or continue from the checkpoint of step {step}: {continued}") from error
     finally:
         with kept_in(run_dir):
             checkpoints.__exit__()

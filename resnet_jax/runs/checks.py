@@ -2,16 +2,14 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import get_arch
 from resnet_jax.models.registry import check_options
 from resnet_jax.models.resnet import check_image_size
-from resnet_jax.runs.config import Config, DataConfig, OptimConfig
-
-MAX_SIDE = 4096  # pixels of an image
+from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
 
 
 def check(config: Config) -> Config:
@@ -54,11 +52,14 @@ def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
 
 
 def _check_data(data: DataConfig) -> None:
-    if data.validation > 1 and data.validation != int(data.validation):
-        raise ConfigError(f"--validation {data.validation}: give a share below 1, or a whole number of images")
+    if data.validation >= 1 and (data.validation != int(data.validation) or data.validation < 2):
+        raise ConfigError(
+            f"--validation {data.validation:g}: give a share below 1, such as 0.1, or a whole number of images from 2"
+        )
     if data.data_folder:
         return
     spec = DATASETS[data.dataset]
+    check_crop(data.crop_padding, spec.image_shape[:2])
     held_out = int(data.validation) if data.validation >= 1 else 0
     for flag, asked, held in (
         ("train-images", data.train_images, spec.num_train),
@@ -69,6 +70,14 @@ def _check_data(data: DataConfig) -> None:
     check_train_images(data.train_images, spec.num_train - held_out)
 
 
+def check_crop(padding: int, size: Sequence[int]) -> None:
+    """Raise ConfigError if --crop-padding could shift the images of (height, width) pixels out of view."""
+    if padding >= min(size):
+        raise ConfigError(
+            f"--crop-padding {padding}: the images have {size[0]}x{size[1]} pixels; use at most {min(size) - 1}"
+        )
+
+
 def check_train_images(asked: int, left: int) -> None:
     """Raise ConfigError if --train-images is more than --validation leaves."""
     if asked > left > 0:
@@ -77,7 +86,7 @@ def check_train_images(asked: int, left: int) -> None:
 
 def _check_model(config: Config) -> None:
     model = config.model
-    check_options(model.width, model.stochastic_depth)
+    check_options(get_arch(config.arch), model.width, model.stochastic_depth)
     if not config.data.data_folder:
         check_classes(model.num_classes, DATASETS[config.data.dataset].num_classes, config.data.dataset)
 

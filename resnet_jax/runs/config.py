@@ -6,9 +6,12 @@ Values may be scalars of numpy and paths; each part keeps them as what JSON hold
 import dataclasses
 from typing import Any, Literal
 
+from resnet_jax.arguments import shown
+from resnet_jax.errors import listed
 from resnet_jax.runs.values import PathText, settle
 
 Stem = Literal["auto", "standard", "small"]
+MAX_SIDE = 4096  # pixels of an image
 Schedule = Literal["constant", "step", "cosine"]
 Precision = Literal["auto", "float32", "bfloat16"]
 CpuKernels = Literal["auto", "xla", "onednn", "plain"]
@@ -26,10 +29,10 @@ class DataConfig:
     skip_unreadable: bool = False
     """Leave out pictures of --data-folder that cannot be read, and report them."""
     validation: float = 0.0
-    """Training images to hold out for validation: a share below 1, or a number of images. 0: none, or a tenth of a
-    --data-folder that has no val/ folder."""
+    """Training images to hold out for validation: a share below 1, or a number of images from 2. 0: none, or a tenth of
+    a --data-folder that has no val/ folder."""
     data_dir: PathText = ""
-    """Folder of prepared data sets. Empty: that of tensorflow-datasets, ~/tensorflow_datasets."""
+    """Folder of prepared data sets. Default: that of tensorflow-datasets, ~/tensorflow_datasets."""
     source_dir: PathText = ""
     """Folder with the official files of the data set, to read it from instead of prepared data or the download."""
     image_size: int = 0
@@ -39,7 +42,8 @@ class DataConfig:
     flip: bool = False
     """Mirror each training image left to right with probability 1/2."""
     crop_padding: int = 0
-    """Shift training images by up to this many pixels of their original size, padding with zeros."""
+    """Shift training images by up to this many pixels of their original size, padding with zeros. It must be less than
+    the height and the width."""
     train_images: int = 0
     """Train on the first N images. 0: on all."""
     test_images: int = 0
@@ -56,7 +60,7 @@ class ModelConfig:
     num_classes: int = 0
     """Number of classes, which must be that of the data set. 0: the same."""
     width: float = 1.0
-    """Multiply the number of channels by this, rounded to multiples of 8."""
+    """Multiply the number of channels by this, rounded to multiples of 8, at least 8."""
     zero_init: bool = False
     """Start the last gamma of every block at 0, so that each block starts as its shortcut."""
     squeeze_excitation: bool = False
@@ -111,7 +115,7 @@ class RunConfig:
     """The folder of the run, and the devices that it uses."""
 
     run_dir: PathText = ""
-    """The folder of the run. Empty: runs/ARCH-DATASET-DATE-TIME."""
+    """The folder of the run. Default: runs/ARCH-DATASET-DATE-TIME."""
     resume: bool | Literal["auto"] = False
     """Continue the run in --run-dir, or the newest run of that arch and data set, from its latest checkpoint. auto:
     start it if there is no run yet."""
@@ -180,11 +184,23 @@ PARTS = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "run": 
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """The inverse of dataclasses.asdict, also after a round trip through JSON."""
-    parts = {
-        "data": DataConfig(**values["data"]),
-        "model": ModelConfig(**values.get("model", {})),  # old runs have none
-        "optim": OptimConfig(**values["optim"]),
-        "run": RunConfig(**values["run"]),
-    }
-    return Config(**(values | parts))
+    """The inverse of dataclasses.asdict, also after a round trip through JSON.
+
+    Raises KeyError for a part that is missing, ConfigError for invalid values, ValueError for other invalid content.
+    """
+    parts = {name: _part(kind, {"model": {}, **_known(Config, values)}[name]) for name, kind in PARTS.items()}
+    return Config(**(values | parts))  # old runs have no part "model"
+
+
+def _part(kind: type[Any], values: Any) -> Any:
+    """A part of a Config."""
+    return kind(**_known(kind, values))
+
+
+def _known(kind: type[Any], values: Any) -> dict[str, Any]:
+    """The values themselves; ValueError unless they are a dict of fields of this dataclass."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{shown(values)} is not a JSON object of options")
+    if unknown := sorted(values.keys() - {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"unknown options: {listed(unknown)}")
+    return values

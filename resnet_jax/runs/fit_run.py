@@ -10,16 +10,16 @@ from tqdm import tqdm
 from resnet_jax import ops
 from resnet_jax.errors import CheckpointError
 from resnet_jax.models import Arch, arch_from_dict, get_arch
+from resnet_jax.models.summary import variable_shapes
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.reporting.events_file import check_installed
 from resnet_jax.reporting.tensorboard import TensorBoard
-from resnet_jax.runs import build, hardware, rundir
+from resnet_jax.runs import build, folders, hardware, rundir
 from resnet_jax.runs.checkpoint import Checkpoints, kept_checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.effects import check_made
 from resnet_jax.runs.gathered import Own
-from resnet_jax.runs.override import describe
 from resnet_jax.runs.pretrained import read_pretrained
 from resnet_jax.runs.recording import Checkpointing, ConfigFile, MetricsFile, Resume
 from resnet_jax.runs.report import report_of_fit
@@ -28,6 +28,7 @@ from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.callbacks import Growth, StopSignals, check_stopping
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
 from resnet_jax.training.loop import Loop, run
+from resnet_jax.training.memory import check_size
 from resnet_jax.training.parallel import AXIS, Device, pick_devices
 from resnet_jax.training.trainer import Result, check_batch, result_of
 
@@ -64,6 +65,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     info = build.info_of(config.data, own) if own else build.named_info(config.data)
     check_batch(config.batch_size, info.num_train, len(devices))
     model = build.make_model(config, get_arch(config.arch), info, dtype)
+    check_size(variable_shapes(model, info.image_shape[-1]), devices[0])  # also raises for options that do not fit
     pretrained = read_pretrained(config, model, info)
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)
@@ -71,7 +73,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     check_stopping([*stopping, *callbacks], dataset)
     cache = hardware.compile_cache(config.run.compile_cache)
     hold = rundir.hold(place.path, new=not place.resumes, named=place.named)
-    with cache, hold as run_dir, kept_checkpoints(run_dir) as checkpoints:
+    with cache, hold as run_dir, kept_checkpoints(run_dir, continued(config, run_dir)) as checkpoints:
         arch, latest = latest_arch(config, checkpoints), checkpoints.latest()
         axis_name = AXIS if config.run.sync_batch_norm and len(devices) > 1 else None
         growth, signals = build.make_growth(config, arch, info, dtype, axis_name), StopSignals()
@@ -83,7 +85,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         announce_start(config, place, latest, pretrained)
         recording = recorders(config, info, checkpoints, run_dir, growth)
         shown = [signals, *stopping, ProgressBar(), Forecast(), EpochLines()]
-        boards = [TensorBoard(run_dir / rundir.TENSORBOARD)] if config.run.tensorboard else []
+        boards = [TensorBoard(run_dir / folders.TENSORBOARD)] if config.run.tensorboard else []
         run(loop, [*recording[:2], *callbacks, *shown, *boards, *recording[2:], growth])
     if signals.received is not None and not loop.finished:
         raise Stopped(signals.received, run_dir, loop.step)
@@ -92,6 +94,11 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         with hardware.compile_cache(config.run.compile_cache):
             report_of_fit(run_dir, Own(dataset))
     return RunResult(result.variables, result.history, result.state, result.stopped, run_dir)
+
+
+def continued(config: Config, run_dir: Path) -> str:
+    """How a run that has diverged is continued from its latest checkpoint."""
+    return f"--resume --run-dir {run_dir} --override --learning-rate {config.optim.learning_rate / 10:g}"
 
 
 def report_unused(config: Config, devices: list[Device], steps: int) -> None:
@@ -133,9 +140,7 @@ def recorders(
 
 
 def announce_start(config: Config, place: rundir.Place, latest: int | None, pretrained: Any) -> None:
-    """Print what --override changes, and what a run without a checkpoint starts from."""
-    if config.run.override and place.resumes:
-        tqdm.write(describe(rundir.read_config(place.path), config))
+    """Print what a run without a checkpoint starts from."""
     if latest is not None:
         return
     if place.resumes:

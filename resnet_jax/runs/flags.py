@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.errors import ConfigError, unknown
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.argv import flags_of, hint, read_words
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.effects import check_effects, unused
+from resnet_jax.runs.override import check_fixed
 from resnet_jax.runs.values import plain
 
 Values = dict[str, Any]  # of fields, by name
@@ -47,7 +48,9 @@ class Asked:
         from resnet_jax.runs.checks import check  # imports jax
 
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
-        config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
+        config = changed(config, {"resume": True} | self.named | {"run_dir": run_dir})
+        check_fixed(f"the run in {run_dir}", old, config)  # first: another network has other limits on its values
+        check(config)
         check_effects(config, self.named)
         if self.recipe:  # what it holds without effect was left out of the run's config too
             config = without_unused(config)
@@ -70,7 +73,7 @@ class Asked:
 def ask(argv: Sequence[str], prog: str = "train.py", examples: tuple[str, ...] = ()) -> Asked:
     """Read the flags of training; ConfigError, of one line, for invalid flags. examples: see parse_as."""
     named = read_words(Config, argv, prog, examples)
-    return Asked(named, find_recipe(named["config"]) if named.get("config") else None)
+    return Asked(named, find_recipe(named["config"]) if "config" in named else None)
 
 
 def parse(argv: Sequence[str], prog: str = "train.py") -> Config:
@@ -112,6 +115,7 @@ def find_recipe(name: str) -> Path:
     if name in known:
         return known[name]
     path = user_path(name, "--config")
+    check_readable(path, "--config")
     if path.suffix != ".toml" and name != ".toml":
         raise ConfigError(unknown("recipe", name, known) + ", or give a .toml file")
     if not path.is_file():

@@ -19,12 +19,13 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.models.growth import check_place
 from resnet_jax.ops.precision import without_x64
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_schedule, make_trainer
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import Config, from_dict
+from resnet_jax.runs.folders import readable
 from resnet_jax.runs.recording import check_epochs, progress_of
 from resnet_jax.runs.stored import understood
 from resnet_jax.training.growth import grow_state
@@ -62,13 +63,13 @@ def grow_run(
     Raises ConfigError or CheckpointError for invalid arguments and folders.
     """
     out, run_dir = rundir.check_out(user_path(out, "--out")), user_path(run_dir, "RUN_DIR")
-    rundir.check_readable(run_dir, "RUN_DIR")
+    check_readable(run_dir, "RUN_DIR")
     if out.resolve().is_relative_to(run_dir.resolve()):
         raise ConfigError(f"--out {out} is inside {run_dir}, which does not change; give another folder")
     if blocks < 1:
         raise ConfigError(f"--blocks {blocks} must be at least 1")
     local_devices()  # raises before Orbax, which would wait for the other processes
-    with Checkpoints(run_dir, read_only=True) as checkpoints:
+    with readable(run_dir), Checkpoints(run_dir, read_only=True) as checkpoints:
         step = checkpoints.newest_good()
         meta = checkpoints.restore_meta(step)
         with understood(checkpoints.path(step), meta):

@@ -10,11 +10,13 @@ from jax import numpy as jnp
 from PIL import Image
 from tqdm import tqdm
 
+from resnet_jax.arguments import shown
 from resnet_jax.data.pictures import BACKGROUND, to_array
 from resnet_jax.errors import ConfigError, one_line
 
 COLOURS = (3, 4)  # channels of RGB and RGBA
 LUMA = (19595, 38470, 7471)  # ITU-R 601-2 in 16 bits, as Pillow computes it
+FEW = 8  # pixels; an array (H, W, fewer than FEW) is one picture with channels, not a stack of narrow gray ones
 PIXELS = 1 << 20  # of the pictures that are resized at once, which bounds the memory
 
 
@@ -24,14 +26,16 @@ def as_stacks(images: Any, image_shape: Sequence[int]) -> list[np.ndarray]:
     image_shape: (H, W, C) of the training images. ConfigError for anything that is no picture for the network.
     """
     channels = image_shape[-1]
-    if isinstance(images, str | os.PathLike):
-        raise ConfigError(f"images {str(images)!r}: give the picture itself: PIL.Image.open({str(images)!r})")
+    _check_not_a_path(images, "images")
     if isinstance(images, Image.Image):
         return [_of_pillow(images, channels)]
-    if isinstance(images, list | tuple) and any(isinstance(x, Image.Image) or _ndim(x) >= 2 for x in images):
-        return [_one(x, channels, f"picture {i}") for i, x in enumerate(images)]
-    if isinstance(images, list | tuple) and not images:
-        return []
+    if isinstance(images, list | tuple):
+        for i, x in enumerate(images):
+            _check_not_a_path(x, f"picture {i}")
+        if any(isinstance(x, Image.Image) or _ndim(x) >= 2 for x in images):
+            return [_one(x, channels, f"picture {i}") for i, x in enumerate(images)]
+        if not images:
+            return []
     array = _as_array(images, "images")
     if array.ndim == 2:
         array = array[None, :, :, None]
@@ -40,8 +44,27 @@ def as_stacks(images: Any, image_shape: Sequence[int]) -> list[np.ndarray]:
     elif array.ndim == 3 and array.shape[-1] in (1, *COLOURS, channels):
         array = array[None]
     elif array.ndim == 3 and channels == 1:
+        _check_width(array.shape)
         array = array[..., None]
     return [_checked(array, channels, f"images of shape {np.shape(images)}")]
+
+
+def _check_not_a_path(images: Any, name: str) -> None:
+    """Raise ConfigError for text and for a path: the predictor takes pictures, and opens no files."""
+    if isinstance(images, str | bytes | os.PathLike):
+        path = shown(os.fspath(images))
+        raise ConfigError(
+            f"{name} {path}: a path is no picture; open it with PIL.Image.open(path), or use the command predict"
+        )
+
+
+def _check_width(shape: tuple[int, ...]) -> None:
+    """Raise ConfigError for a shape (H, W, 2) or the like, which may be one picture or several gray ones."""
+    if shape[2] < FEW <= min(shape[:2]):
+        raise ConfigError(
+            f"images of shape {shape}: if the last axis is the channels, a picture has 1 (gray), 3 (RGB) or 4 (RGBA); "
+            f"for {shape[0]} gray pictures of {shape[1]}x{shape[2]} pixels give (N, H, W, 1)"
+        )
 
 
 def _ndim(x: Any) -> int:
@@ -78,6 +101,10 @@ def _as_array(images: Any, name: str) -> np.ndarray:
         array = np.asarray(images)
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors of PyTorch on a GPU
         raise ConfigError(f"{name}: no array ({one_line(error)}); give (N, H, W, C), or a list of pictures") from error
+    if array.dtype.kind in "OSUV" and not jnp.issubdtype(array.dtype, jnp.floating):  # bfloat16 has the kind V
+        raise ConfigError(
+            f"{name} {shown(images)}: no numbers; give an array (N, H, W, C), a picture of Pillow, or a list of them"
+        )
     low, high = (array.min(), array.max()) if array.size and array.dtype.kind in "iuf" else (0, 0)
     if array.dtype == np.uint8:
         return array
@@ -89,8 +116,12 @@ def _as_array(images: Any, name: str) -> np.ndarray:
         raise ConfigError(f"{name} of dtype {array.dtype}: use uint8 (0 to 255) or floating (0 to 1)")
     if array.dtype.kind != "f" and array.size:  # bfloat16
         low, high = array.astype(np.float32).min(), array.astype(np.float32).max()
+    if np.isnan(low):
+        raise ConfigError(f"floating {name} have NaN values; replace these by numbers in [0, 1]")
     if not (low >= 0 and high <= 1):
-        raise ConfigError(f"floating {name} must lie in [0, 1]; divide by 255, or pass uint8")
+        raise ConfigError(
+            f"floating {name}, from {low:g} to {high:g}, must lie in [0, 1]; divide by 255, or pass uint8"
+        )
     return array
 
 

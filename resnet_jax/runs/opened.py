@@ -13,10 +13,10 @@ from resnet_jax.interop import Weights, from_torch, load_weights, read_state_dic
 from resnet_jax.interop.matching import Report
 from resnet_jax.interop.torch_weights import log
 from resnet_jax.models import get_arch
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.converted import is_converted, sizes
+from resnet_jax.runs.folders import CHECKPOINTS, CONFIG_FILE, readable, runs_hint
 from resnet_jax.runs.predictor import load
-from resnet_jax.runs.rundir import CHECKPOINTS, CONFIG_FILE
 from resnet_jax.runs.values import flag_text
 
 FILES = ("*.safetensors", "*.pth", "*.pt", "*.bin", "*.th", "*.ckpt", "*.pth.tar", "*.npz")  # in a folder of a download
@@ -41,26 +41,28 @@ def open_weights(
     those of from_torch. Raises InteropError, CheckpointError or ConfigError if it cannot open them.
     """
     path = user_path(path, "path", InteropError)
-    rules: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "allow_nan": allow_nan}
-    folder = path.is_dir() and folder_weights(path)
-    if not folder:
-        file = file_in(path, report) if path.is_dir() else path
-        if not file.exists():
-            raise InteropError(f"{path}: there is no such file or folder")
-        if not arch:
-            raise ConfigError(f"--arch NAME is needed: the architecture of the file {file}")
-        return of_file(file, arch, head, rules | {"entry": entry, "report": report}, options or {})
-    if arch not in ("", folder.arch):
-        raise ConfigError(f"--arch {arch}: {path} holds {folder.arch}; leave --arch out")
-    as_it_is = head != "reset" and num_classes is None and in_channels is None
-    given = {"entry": entry, "allow_nan": allow_nan and as_it_is, **(options or {})}
-    if wrong := [flag_text(name) for name, value in given.items() if value]:
-        raise ConfigError(
-            f"{', '.join(wrong)}: only for a file; leave it out: the folder {path} names its architecture"
-        )
-    if as_it_is:
-        return folder
-    return changed(folder, "keep" if head == "any" else head, rules)
+    check_readable(path, "path", InteropError)
+    with readable(path):
+        rules: dict[str, Any] = {"num_classes": num_classes, "in_channels": in_channels, "allow_nan": allow_nan}
+        folder = path.is_dir() and folder_weights(path)
+        if not folder:
+            file = file_in(path, report) if path.is_dir() else path
+            if not file.exists():
+                raise InteropError(f"{path}: there is no such file or folder")
+            if not arch:
+                raise ConfigError(f"--arch NAME is needed: the architecture of the file {file}")
+            return of_file(file, arch, head, rules | {"entry": entry, "report": report}, options or {})
+        if arch not in ("", folder.arch):
+            raise ConfigError(f"--arch {arch}: {path} holds {folder.arch}; leave --arch out")
+        as_it_is = head != "reset" and num_classes is None and in_channels is None
+        given = {"entry": entry, "allow_nan": allow_nan and as_it_is, **(options or {})}
+        if wrong := [flag_text(name) for name, value in given.items() if value]:
+            raise ConfigError(
+                f"{', '.join(wrong)}: only for a file; leave it out: the folder {path} names its architecture"
+            )
+        if as_it_is:
+            return folder
+        return changed(folder, "keep" if head == "any" else head, rules)
 
 
 def folder_weights(path: Path) -> Weights | None:
@@ -158,5 +160,5 @@ def file_in(folder: Path, report: Report) -> Path:
         raise InteropError(f"{folder} has several files of weights: {listed(p.name for p in files)}; give one of them")
     raise InteropError(
         f"{folder}: there are no weights in this folder: it is neither a run's nor one that convert made, and it has "
-        "no .safetensors or .pth file"
+        f"no .safetensors or .pth file{runs_hint(folder)}"
     )

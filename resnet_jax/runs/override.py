@@ -30,12 +30,10 @@ def differences(old: Config, new: Config) -> dict[str, list[Any]]:
 
 def check_same(run: str, old: Config, new: Config) -> None:
     """Raise ConfigError if the config is not that of the run, or of what --override can change in it."""
+    check_fixed(run, old, new)
     for name, (before, after) in differences(old, new).items():
         flag = flag_text(name)
         change = f"{run} has {flag} {_shown(before)}, not {_shown(after)}"
-        if name not in OVERRIDABLE:
-            also = ", which --override cannot change" if new.run.override else ""
-            raise ConfigError(f"--resume: {change}{also}; leave {flag} out, or start another run without --resume")
         if name in HAVE_STATE and bool(before) != bool(after):
             raise ConfigError(
                 f"--resume: {change}, and its optimizer's state has another form with {flag} 0; leave {flag} out, or "
@@ -46,6 +44,18 @@ def check_same(run: str, old: Config, new: Config) -> None:
             raise ConfigError(
                 f"--resume: {change}{why}; leave {flag} out, add --override to change it, or start another run "
                 "without --resume"
+            )
+
+
+def check_fixed(run: str, old: Config, new: Config) -> None:
+    """Raise ConfigError if the config differs from that of the run in an option that --override cannot change."""
+    for name, (before, after) in differences(old, new).items():
+        if name not in OVERRIDABLE:
+            flag = flag_text(name)
+            also = ", which --override cannot change" if new.run.override else ""
+            raise ConfigError(
+                f"--resume: {run} has {flag} {_shown(before)}, not {_shown(after)}{also}; leave {flag} out, or start "
+                "another run without --resume"
             )
 
 

@@ -12,11 +12,12 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.ops.precision import without_x64
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config, from_dict
 from resnet_jax.runs.converted import is_converted, parts_of
+from resnet_jax.runs.folders import readable
 from resnet_jax.runs.hardware import prediction_dtype
 from resnet_jax.runs.inputs import as_stacks, batches
 from resnet_jax.runs.stored import understood
@@ -88,10 +89,16 @@ def load(run_dir: str | Path, model: nn.Module | None = None) -> Predictor:
 
     Also of a folder that `convert` made. model: needed for a run of a Trainer, whose folder does not say how to build
     the network. A damaged checkpoint is reported, and the next best one is used. Raises CheckpointError for a folder
-    without a good checkpoint, InteropError for damaged converted weights.
+    without a good checkpoint, or one that cannot be read, InteropError for damaged converted weights.
     """
     local_devices()  # raises for devices that JAX cannot start
     path = user_path(run_dir, "run_dir")
+    check_readable(path, "run_dir", CheckpointError)
+    with readable(path):
+        return _load(path, model)
+
+
+def _load(path: Path, model: nn.Module | None) -> Predictor:
     if path.is_file():
         raise CheckpointError(f"{path} is a file; python -m resnet_jax convert makes a folder of it that load opens")
     if is_converted(path):

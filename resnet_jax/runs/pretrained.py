@@ -12,6 +12,7 @@ from resnet_jax.errors import ConfigError, listed
 from resnet_jax.interop import Weights, fold_stem
 from resnet_jax.models import ResNet
 from resnet_jax.models.summary import variable_shapes
+from resnet_jax.paths import check_readable
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.opened import folder_weights, open_weights
@@ -28,9 +29,9 @@ def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, 
     a UserError, before anything is compiled, if the weights or the options of the network are invalid.
     """
     path, channels = config.model.pretrained, info.image_shape[-1]
-    like = variable_shapes(model, channels)  # also without weights: it raises for invalid options of the network
     if not path:
         return None
+    like = variable_shapes(model, channels)
     weights = opened(config)
     if weights.arch != config.arch:
         raise ConfigError(
@@ -46,6 +47,7 @@ def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, 
 def opened(config: Config) -> Weights:
     """Open --pretrained. A file is read as the run's network; a folder names its own."""
     path = Path(config.model.pretrained)
+    check_readable(path, "--pretrained")
     if path.is_dir() and (folder := folder_weights(path)):
         return folder
     ours = {"width": config.model.width, "squeeze_excitation": config.model.squeeze_excitation}

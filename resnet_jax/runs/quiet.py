@@ -3,18 +3,20 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 # Orbax warns of these, but they are intended: a checkpoint inside an epoch has no metrics, load() opens a folder to
 # read, and Orbax removes what a killed run had half written
 INTENDED = ("did not provide metrics", "read_only=True", "directory is read only", "since it is not finalized")
+# _CHECKPOINT_METADATA holds nothing that a run needs. Orbax logs an error if it is damaged, and continues
+UNUSED = ("Failed to read Metadata file", "Failed to json parse Metadata file")
 
 
 def _worth_logging(record: logging.LogRecord) -> bool:
     """False for intended warnings, and for the traceback of an error that Orbax also raises."""
     raised = record.exc_info is not None and "orbax" in record.pathname
-    return not raised and not any(text in record.getMessage() for text in INTENDED)
+    return not raised and not any(text in record.getMessage() for text in INTENDED + UNUSED)
 
 
 def _retrieved(record: logging.LogRecord) -> bool:
@@ -23,22 +25,41 @@ def _retrieved(record: logging.LogRecord) -> bool:
     return "exception was never retrieved" not in message or "tensorstore" not in message
 
 
+class LateCalls:
+    """A sys.unraisablehook that ignores calls in an event loop that is closed. before: the hook for everything else."""
+
+    def __init__(self, before: Callable[[Any], object]):
+        self.before = before
+
+    def __call__(self, unraisable: Any) -> None:
+        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
+            self.before(unraisable)
+
+
+@contextlib.contextmanager
+def late_errors() -> Iterator[None]:
+    """Ignore what Orbax's reading prints of further arrays after the error of one has been raised.
+
+    Orbax closes its event loop after the first error. TensorStore calls back in that loop for the other arrays, at any
+    time until the process ends. So the filters stay after an error; otherwise hook and logger are as they were before.
+    """
+    hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
+    if isinstance(hook, LateCalls):  # since an earlier error
+        yield
+        return
+    sys.unraisablehook = LateCalls(hook)
+    logger.addFilter(_retrieved)
+    yield
+    sys.unraisablehook = hook
+    logger.removeFilter(_retrieved)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Filter these messages inside the with block; loggers and hooks are then as they were before."""
-    before, loggers = sys.unraisablehook, {"absl": _worth_logging, "asyncio": _retrieved}
-
-    def unraisable(unraisable: Any) -> None:
-        """After the error of one array, TensorStore calls back for the others in an event loop that is closed."""
-        if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
-            before(unraisable)
-
-    for name, keep in loggers.items():
-        logging.getLogger(name).addFilter(keep)
-    sys.unraisablehook = unraisable
+    """Filter Orbax's messages inside the with block; its logger is then as it was before."""
+    logger = logging.getLogger("absl")
+    logger.addFilter(_worth_logging)
     try:
         yield
     finally:
-        sys.unraisablehook = before
-        for name, keep in loggers.items():
-            logging.getLogger(name).removeFilter(keep)
+        logger.removeFilter(_worth_logging)

@@ -1,6 +1,5 @@
 """Callbacks that keep a run in its folder: resume, config.json, metrics.jsonl and checkpoints."""
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable
@@ -15,9 +14,11 @@ from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.runs import hardware, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config
+from resnet_jax.runs.override import describe
 from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.loop import Loop
 from resnet_jax.training.metrics import Row, Sums, check_finite
+from resnet_jax.versions import version
 
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -70,13 +71,18 @@ def check_not_lost(run_dir: Path) -> None:
 
 
 class ConfigFile:
-    """config.json. It is written after a resumed run is restored: a damaged checkpoint leaves the folder unchanged."""
+    """config.json. It is written after a resumed run is restored: a damaged checkpoint leaves the folder unchanged.
+
+    It prints what --override changes.
+    """
 
     def __init__(self, run_dir: Path, config: Config):
         self.run_dir, self.config = run_dir, config
 
     def on_fit_start(self, loop: Loop) -> None:
         """Write the config."""
+        if self.config.run.override and (self.run_dir / rundir.CONFIG_FILE).is_file():
+            tqdm.write(describe(rundir.read_config(self.run_dir), self.config))
         with rundir.kept_in(self.run_dir):
             rundir.write_config(self.run_dir, self.config, loop.step)
 
@@ -169,11 +175,3 @@ def check_epochs(epochs: int, history: list[Row], sums: Sums) -> None:
 def dtype_of(model: Any) -> str:
     """The name of the dtype of a model's activations; float32 for a model without a field dtype."""
     return jnp.dtype(getattr(model, "dtype", None) or jnp.float32).name
-
-
-def version(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # resnet_jax itself, run from a checkout

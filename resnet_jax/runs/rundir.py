@@ -5,7 +5,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,14 +12,14 @@ from typing import Any, NamedTuple
 
 import filelock
 
-from resnet_jax.errors import CheckpointError, ConfigError, listed
+from resnet_jax.errors import CheckpointError, ConfigError, listed, one_line
+from resnet_jax.paths import check_readable, check_writable
 from resnet_jax.runs.config import Config, DataConfig, from_dict
+from resnet_jax.runs.folders import CHECKPOINTS, CONFIG_FILE, LOCK, METRICS_FILE, runs_in
 from resnet_jax.runs.override import check_same, differences
 from resnet_jax.whole_file import whole_file
 
 RUNS = Path("runs")
-CONFIG_FILE, METRICS_FILE, LOCK, CHECKPOINTS = "config.json", "metrics.jsonl", ".lock", "checkpoints"
-TENSORBOARD = "tensorboard"
 
 
 class Place(NamedTuple):
@@ -47,7 +46,7 @@ def new_run_dir(config: Config) -> Path:
         return check_new(Path(config.run.run_dir))
     stamp = datetime.datetime.now().strftime("%Y-%m-%d-%H-%M-%S")
     path = RUNS / f"{config.arch}-{data_name(config.data)}-{stamp}"
-    _check_writable(path)
+    check_writable(path, "--run-dir")
     return path
 
 
@@ -60,18 +59,21 @@ def data_name(config: DataConfig) -> str:
 
 def check_new(path: Path, name: str = "--run-dir", resume: str = "--resume") -> Path:
     """The path itself; ConfigError if a run cannot start there. Writes nothing."""
-    check_readable(path)
+    check_readable(path, name)
     if path.is_dir() and not _is_unused(path):
         continued = f"add {resume} to continue, or " if _holds_run(path) else ""
         raise ConfigError(f"{name} {path} exists and is not empty: {continued}give another folder")
-    _check_writable(path)
+    check_writable(path, name)
     return path
 
 
-def _is_unused(path: Path) -> bool:
-    """Whether a folder holds no run: one that ended before its first step leaves a lock and no checkpoint."""
+def _is_unused(path: Path, also: Sequence[str] = ()) -> bool:
+    """Whether a folder holds no run: one that ended before its first step leaves a lock and no checkpoint.
+
+    also: the names of other files that do not count.
+    """
     return all(
-        entry.name == LOCK or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
+        entry.name in (LOCK, *also) or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
         for entry in path.iterdir()
     )
 
@@ -96,10 +98,10 @@ def find_run(config: Config) -> Path | None:
     if not config.run.run_dir:
         found = [path for path in runs_in(RUNS) if _is_of(path, config)]
         if found:
-            _check_writable(found[0])
+            check_writable(found[0], "--run-dir")
         return found[0] if found else None
     path = Path(config.run.run_dir)
-    check_readable(path)
+    check_readable(path, "--run-dir")
     if not (path / CONFIG_FILE).is_file():
         if path.is_dir() and (path / CHECKPOINTS).is_dir() and not _is_unused(path):
             raise ConfigError(
@@ -107,24 +109,8 @@ def find_run(config: Config) -> Path | None:
                 "(a Trainer continues its own runs with resume=True)"
             )
         return None
-    _check_writable(path)
+    check_writable(path, "--run-dir")
     return path
-
-
-def runs_in(folder: Path) -> list[Path]:
-    """The runs in a folder, the one that was written to last first."""
-    with contextlib.suppress(OSError):
-        return sorted((path.parent for path in folder.glob(f"*/{CONFIG_FILE}")), key=_written_at, reverse=True)
-    return []
-
-
-def _written_at(run_dir: Path) -> tuple[float, str]:
-    """When the newest file of a run was written: its config, its metrics or a checkpoint. Then its name."""
-    times = [0.0]
-    for file in (run_dir / CONFIG_FILE, run_dir / METRICS_FILE, *run_dir.glob(f"{CHECKPOINTS}/*")):
-        with contextlib.suppress(OSError):  # a run that is being trained removes its old checkpoints
-            times.append(file.stat().st_mtime)
-    return max(times), run_dir.name
 
 
 def _is_of(run_dir: Path, config: Config) -> bool:
@@ -150,24 +136,8 @@ def check_out(path: Path) -> Path:
     check_readable(path, "--out")
     if path.exists():
         raise ConfigError(f"--out {path} exists; give another folder")
-    _check_writable(path, "--out")
+    check_writable(path, "--out")
     return path
-
-
-def check_readable(path: Path, flag: str = "--run-dir") -> None:
-    """Raise ConfigError for a path that the system cannot look up, such as a loop of links."""
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: {error.strerror}; give another folder") from None
-
-
-def _check_writable(path: Path, flag: str = "--run-dir") -> None:
-    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"{flag} {path}: {existing} is not a writable folder; give another one")
 
 
 def read_config(run_dir: Path) -> Config:
@@ -186,11 +156,23 @@ def _read(run_dir: Path) -> tuple[Config, list[dict[str, Any]]]:
     path = run_dir / CONFIG_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        overrides = list(values.pop("overrides", []))
+        overrides = values.pop("overrides", []) if isinstance(values, dict) else []
+        if not isinstance(overrides, list):
+            raise ValueError("overrides is not a list")
         config = from_dict(values)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: it does not hold a valid config ({error})") from None
+    except KeyError as error:
+        raise _invalid(path, f"it has no entry {error}") from None
+    except OSError as error:
+        raise _invalid(path, error.strerror or one_line(error)) from None
+    except (ValueError, RecursionError) as error:
+        raise _invalid(path, one_line(error)) from None
     return dataclasses.replace(config, run=dataclasses.replace(config.run, override=False)), overrides
+
+
+def _invalid(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: it does not hold a valid config ({reason}); restore that file, or start another run in another folder"
+    )
 
 
 def write_config(run_dir: Path, config: Config, step: int = 0) -> None:
@@ -221,14 +203,17 @@ def kept_in(run_dir: Path) -> Iterator[None]:
 def hold(run_dir: Path, *, new: bool = False, named: bool = True) -> Iterator[Path]:
     """Make the folder, and lock it against other processes that would train into it. Yields its path.
 
-    new: raise ConfigError if another process has put a run into it meanwhile. Without named the folder is a new one in
-    any case: if its name is taken, it gets the suffix -2, -3 and so on.
+    new: raise ConfigError if another process has put a run into it meanwhile, and remove what was made here if an error
+    ends the run before its first checkpoint. Without named the folder is a new one in any case: if its name is taken,
+    it gets the suffix -2, -3 and so on.
     """
+    made = [folder for folder in (run_dir, *run_dir.parents) if not folder.exists()]
     try:
         if named:
             run_dir.mkdir(parents=True, exist_ok=True)
         else:
             run_dir = _make_another(run_dir)
+            made = [run_dir, *made[1:]]
         lock = filelock.FileLock(run_dir / LOCK, blocking=False)
         lock.acquire()
     except filelock.Timeout:
@@ -240,9 +225,30 @@ def hold(run_dir: Path, *, new: bool = False, named: bool = True) -> Iterator[Pa
     try:
         if new:
             check_new(run_dir)
-        yield run_dir
+        with _removed_if_unused(run_dir, made) if new else contextlib.nullcontext():
+            yield run_dir
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _removed_if_unused(run_dir: Path, made: Sequence[Path]) -> Iterator[None]:
+    """After an error, remove a new run that has neither checkpoints nor rows, and the folders `made` for it.
+
+    A folder that holds anything else stays as it is.
+    """
+    try:
+        yield
+    except Exception:
+        rows = run_dir / METRICS_FILE
+        with contextlib.suppress(OSError):
+            if _is_unused(run_dir, also=(CONFIG_FILE, METRICS_FILE)) and not (rows.exists() and rows.stat().st_size):
+                for name in (CONFIG_FILE, METRICS_FILE, LOCK):
+                    (run_dir / name).unlink(missing_ok=True)
+                for folder in (run_dir / CHECKPOINTS, *made):  # the deepest first
+                    if folder.exists():
+                        folder.rmdir()
+        raise
 
 
 def _make_another(path: Path) -> Path:

@@ -21,10 +21,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax.errors import CheckpointError, UserError, listed, one_line
+from resnet_jax.runs.quiet import late_errors
 from resnet_jax.training.parallel import PyTree
 
 METRIC = "validation_accuracy"  # never a test metric: the test set does not choose
 METRICS_FILE = Path("metrics", "metrics")  # where Orbax keeps the metrics of a checkpoint
+REASON = 300  # characters of an error of TensorStore, which names two paths
 SELF = "digest"  # the key of meta's own digest
 Meta = dict[str, Any]
 # TensorStore's words for a machine in trouble; they say nothing about the files
@@ -187,7 +189,7 @@ def _restored(path: Path, args: dict[str, Any]) -> Any:
         file = path / name / "_METADATA"
         if file.is_file() and not isinstance(json.loads(file.read_bytes()), dict):
             raise Damaged(path, f"{name}/{file.name} is not a JSON object")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    with late_errors(), ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(path, args=ocp.args.Composite(**args))
 
 
@@ -206,8 +208,8 @@ def _reading(path: Path) -> Iterator[None]:
         if number is not None and number not in (errno.ENOENT, errno.ENOTDIR):
             raise _unreadable(path, os.strerror(number)) from error
         if str(error).startswith(TROUBLE):
-            raise _unreadable(path, one_line(error)) from error
-        raise Damaged(path, one_line(error)) from error
+            raise _unreadable(path, one_line(error, REASON)) from error
+        raise Damaged(path, one_line(error, REASON)) from error
     except OSError as error:
         if error.errno is None:  # a time-out of the coordination between processes
             raise

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from resnet_jax.data import ImageDataset
 from resnet_jax.errors import ConfigError
 from resnet_jax.ops.precision import without_x64
-from resnet_jax.paths import user_path
+from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.checkpoint import kept_checkpoints
@@ -27,6 +27,8 @@ from resnet_jax.training import trainer as core
 from resnet_jax.training.callbacks import StopSignals, check_stopping
 from resnet_jax.training.loop import Loop, run
 from resnet_jax.training.state import Variables
+
+CONTINUED = "resume=True, with an optimizer of a lower learning rate"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,14 @@ class Trainer(core.Trainer):
                 raise ConfigError("resume=True needs run_dir, the folder of the run")
             return super().fit(model, data, variables=variables)
         path = user_path(self.run_dir, "run_dir")
+        check_readable(path, "run_dir")
         loop = self.make_loop(model, data, variables)
         if not self.resume:
             rundir.check_new(path, "run_dir", "resume=True")
         signals, first = StopSignals(), loop.model
         self._about(loop)  # raises for values that a checkpoint cannot hold
         check_stopping(self.callbacks, data)  # before the folder is made
-        with rundir.hold(path, new=not self.resume), kept_checkpoints(path) as checkpoints:
+        with rundir.hold(path, new=not self.resume), kept_checkpoints(path, CONTINUED) as checkpoints:
             if self.resume and checkpoints.latest() is None:
                 tqdm.write(f"run_dir {path} has no checkpoint yet: the fit starts at step 0")
             keep: Sequence[Any] = [

@@ -2,13 +2,12 @@
 
 import dataclasses
 import functools
-import math
-import numbers
 import os
 import types
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from resnet_jax.arguments import nearest, real, scalar, shown, truth, whole
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.paths import user_path
 
@@ -23,9 +22,15 @@ def kinds_of(options: type) -> dict[str, Any]:
 
 
 def settle(options: Any) -> None:
-    """Make every field of a frozen dataclass plain, in its __post_init__; ConfigError for a value of another type."""
+    """Make every field of a frozen dataclass plain, in its __post_init__; ConfigError for a value of another type.
+
+    Empty text is the default of a path, and stays as it is. Where a path is given, in a flag or in a recipe, `plain`
+    refuses empty text.
+    """
     for name, kind in kinds_of(type(options)).items():
         value = getattr(options, name)
+        if PATH in metadata_of(kind) and isinstance(value, str) and not value:
+            continue
         if not is_part(kind):
             object.__setattr__(options, name, plain(name, kind, value))
         elif not isinstance(value, kind):
@@ -45,9 +50,8 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
     """
     flag = flag or f"{name} ({flag_text(name)})"
     if PATH in metadata_of(kind):
-        return "" if isinstance(value, str) and not value else str(user_path(value, flag))
-    if getattr(value, "shape", None) == () and hasattr(value, "item"):
-        value = value.item()
+        return str(user_path(value, flag))
+    value = scalar(value)
     if choices := choices_of(kind):
         if type(value) in {type(choice) for choice in choices} and value in choices:
             return value
@@ -55,44 +59,13 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
         raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
     if get_origin(bare(kind)) is tuple:
-        what, item_kind = f"{flag} {shown(value)}", get_args(bare(kind))[0]
+        item_kind = get_args(bare(kind))[0]
         if item_kind is not float:
-            return tuple(plain(name, item_kind, item, flag) for item in _items(what, value))
-        return tuple(_number(what, item, "numbers, such as (5, 8)") for item in _items(what, value))
+            return tuple(plain(name, item_kind, item, flag) for item in _items(flag, value))
+        return tuple(real(flag, item, "numbers, such as (5, 8)") for item in _items(flag, value))
     if optional(kind):
-        return None if value is None else _whole(flag, value)
-    return {bool: _bool, int: _whole, float: _float, str: _text}[bare(kind)](flag, value)
-
-
-def _bool(flag: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{flag} {shown(value)}: give True or False")
-    return value
-
-
-def _whole(flag: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ConfigError(f"{flag} {shown(value)}: give a whole number{_nearest(value)}")
-    return int(value)
-
-
-def _nearest(value: Any) -> str:
-    """The whole number that a float may stand for."""
-    whole = isinstance(value, float) and math.isfinite(value) and value == int(value)
-    return f", such as {int(value)}" if whole and abs(value) < 1e15 else ""
-
-
-def _float(flag: str, value: Any) -> float:
-    return _number(f"{flag} {shown(value)}", value, "a number, such as 0.1")
-
-
-def _number(what: str, value: Any, wanted: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise ConfigError(f"{what}: give {wanted}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ConfigError(f"{what} is out of range; give {wanted}") from None
+        return None if value is None else whole(flag, value)
+    return {bool: truth, int: whole, float: real, str: _text}[bare(kind)](flag, value)
 
 
 def _text(flag: str, value: Any) -> str:
@@ -101,23 +74,15 @@ def _text(flag: str, value: Any) -> str:
     return os.fsdecode(value)
 
 
-def _items(what: str, value: Any) -> list[Any]:
+def _items(flag: str, value: Any) -> list[Any]:
     if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
-        raise ConfigError(f"{what}: give numbers, such as (5, 8)")
-    return [item.item() if getattr(item, "shape", None) == () else item for item in value]
+        raise ConfigError(f"{flag} {shown(value)}: give numbers, such as (5, 8)")
+    return list(value)
 
 
 def flag_text(name: str) -> str:
     """The flag of a field, as it is typed: --learning-rate for learning_rate."""
     return "--" + name.replace("_", "-")
-
-
-def shown(value: Any) -> str:
-    """A value in a message of one line: text as it was typed if it is printable, else the start of its repr."""
-    if isinstance(value, str) and value.isprintable() and value:
-        return value
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def metadata_of(kind: Any) -> tuple[Any, ...]:
@@ -156,7 +121,7 @@ def from_text(name: str, kind: Any, text: str) -> Any:
         try:
             return int(text)
         except ValueError:
-            raise ConfigError(f"{flag} {shown(text)}: give a whole number{_nearest(_as_float(text))}") from None
+            raise ConfigError(f"{flag} {shown(text)}: give a whole number{nearest(_as_float(text))}") from None
     if kind is float or (get_origin(kind) is tuple and get_args(kind)[0] is float):
         number = _as_float(text)
         if number is None:

@@ -1,9 +1,15 @@
 """A lack of memory, on a device or on the host, as an error of one line."""
 
 import contextlib
+import math
+import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from resnet_jax.errors import TrainingError, one_line
+from resnet_jax.errors import ConfigError, TrainingError, one_line
+
+if TYPE_CHECKING:
+    from resnet_jax.training.parallel import Device, PyTree
 
 # XLA's messages begin with the name of their status code. On a CPU, jaxlib 0.7 has another code and these words.
 SIGNS = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
@@ -11,6 +17,30 @@ HINT = (
     "use a smaller batch_size (--batch-size) or image_size (--image-size), or a network with remat=True (--remat), "
     "which keeps fewer activations"
 )
+
+
+def check_size(variables: "PyTree", device: "Device") -> None:
+    """Raise ConfigError if weights and gradients of these shapes are larger than the memory of the device.
+
+    A training step needs more than that: the optimizer's state and the activations.
+    """
+    import jax  # late: commands import this file before they import jax
+
+    size = 2 * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(variables))
+    held = memory_of(device)
+    if held is not None and size > held:
+        raise ConfigError(
+            f"the network is too large: its weights and gradients take {size / 2**30:,.1f} GiB, and this "
+            f"{device.platform} has {held / 2**30:,.1f} GiB; use a smaller width (--width) or architecture (--arch)"
+        )
+
+
+def memory_of(device: "Device") -> int | None:
+    """The memory of a device in bytes; that of the machine for a CPU. None if it is unknown."""
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
+    return math.prod(map(os.sysconf, names)) if {*names} <= os.sysconf_names.keys() else None
 
 
 @contextlib.contextmanager

@@ -50,13 +50,17 @@ class Sums:
         return self.correct / self.count
 
 
+class Diverged(TrainingError):
+    """The loss or a weight is infinite or NaN; earlier checkpoints are good."""
+
+
 def check_finite(sums: Sums, step: int) -> None:
-    """Raise TrainingError if the loss is infinite or NaN: the steps after it would be meaningless."""
+    """Raise Diverged if the loss is infinite or NaN: the steps after it would be meaningless."""
     if not abs(sums.loss) < float("inf"):
         raise diverged(f"the loss is {sums.loss} at or before step {step}")
 
 
-def diverged(what: str) -> TrainingError:
-    """The error for numbers that are infinite or NaN; earlier checkpoints are good."""
+def diverged(what: str) -> Diverged:
+    """The error for numbers that are infinite or NaN. what: which numbers."""
     hint = "start again with a lower learning rate (--learning-rate), or with a warm-up (--warmup-epochs 1)"
-    return TrainingError(f"{what}: training has diverged; {hint}")
+    return Diverged(f"{what}: training has diverged; {hint}")

@@ -160,14 +160,14 @@ def test_preparing_prints_nothing(tmp_path, capfd):
 
 def test_a_data_folder_that_is_a_file(tmp_path):
     (tmp_path / "data").touch()
-    with pytest.raises(DataError, match=rf"{tmp_path}/data is a file; pass --data-dir"):
+    with pytest.raises(DataError, match=rf"\(--data-dir\) .*: {tmp_path}/data is not a writable folder"):
         obtain(SPEC, tmp_path / "data", write_files(tmp_path / "files", CONTENTS), print)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_data_folder_that_is_not_writable(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
-    with pytest.raises(DataError, match="closed is not writable; pass --data-dir"):
+    with pytest.raises(DataError, match=r"\(--data-dir\) .*closed is not a writable folder"):
         obtain(SPEC, tmp_path / "closed" / "data", write_files(tmp_path / "files", CONTENTS), print)
 
 
@@ -381,3 +381,10 @@ def test_the_real_fashion_mnist(tmp_path):
     part = load("fashion_mnist", 6000, data_dir=tmp_path).validation
     assert part is not None
     assert np.bincount(part.labels).tolist() == [600] * 10
+
+
+@pytest.mark.parametrize("name", ["data_dir", "source_dir"])
+def test_an_empty_path_is_refused(name):
+    """Only None stands for the default."""
+    with pytest.raises(DataError, match=rf"^{name} \(--{name.replace('_', '-')}\) '' is empty; give a path"):
+        load("fashion_mnist", **{name: ""})  # pyright: ignore[reportArgumentType]

@@ -147,6 +147,7 @@ def without(*keys):
 
 COUNT = {**STATE, "bn1.bias": STATE["bn1.bias"].astype(np.int32)}
 HUGE = {**STATE, "fc.bias": np.full(10, 1e300)}
+NEGATIVE = {**STATE, "layer2.0.bn1.running_var": np.full(32, -1e-3, np.float32)}
 NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
 
 
@@ -172,6 +173,14 @@ NAN = {**STATE, "layer2.0.bn1.weight": np.full(32, np.nan, np.float32)}
         (STATE, "resnet20", {"in_channels": 2}, ["in_channels 2", "3 channels"]),
         (STATE, "resnet20", {"head": "rest"}, ["'rest'", "did you mean reset"]),
         (STATE, "resnet20", {"head": "reset", "num_classes": 0}, ["num_classes 0"]),
+        (STATE, "resnet20", {"head": "reset", "num_classes": "3"}, ["num_classes 3: give a whole number"]),
+        (STATE, "resnet20", {"in_channels": True}, ["in_channels True: give a whole number"]),
+        (STATE, "resnet20", {"in_channels": -1}, ["in_channels -1 must be at least 1"]),
+        (STATE, "resnet20", {"width": "2"}, ["width 2: give a number"]),
+        (STATE, "resnet20", {"allow_nan": "no"}, ["allow_nan no: give True or False"]),
+        (STATE, "resnet20", {"seed": None}, ["seed None: give a whole number"]),
+        (STATE, None, {}, ["arch None: give the name of an architecture"]),
+        (NEGATIVE, "resnet20", {"allow_nan": True}, ["negative variances in layer2.0.bn1.running_var"]),
         (STATE, "resnet200", {}, ["'resnet200'", "did you mean resnet20"]),
         (STATE, "resnet20", {"squeeze_excitation": True}, ["missing: layer1.0.se.fc1.bias"]),
     ],

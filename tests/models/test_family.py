@@ -237,7 +237,7 @@ def test_every_option_goes_with_every_name(name):
 
 def test_width_rounds_to_multiples_of_8():
     assert create_model("resnet18", width=0.3).arch == ((2, 16), (2, 40), (2, 80), (2, 152))  # 19.2, 38.4, 76.8, 153.6
-    assert create_model("resnet20", width=0.01).arch == ((3, 8),) * 3
+    assert create_model("resnet20", width=0.07).arch == ((3, 8),) * 3
 
 
 @pytest.mark.parametrize("block", ["basic", "preact"])
@@ -279,6 +279,7 @@ def test_architectures_survive_json():
         (lambda: PreActBlock(3, strides=2), ["PreActBlock", "strides 2"]),
         (lambda: create_model("resnet20", width=0), ["width 0", "above 0"]),
         (lambda: create_model("resnet20", width=float("nan")), ["width nan"]),
+        (lambda: create_model("resnet20", width=0.05), ["less than 1 of the 16 channels", "use at least 0.0625"]),
         (lambda: create_model("resnet20", stochastic_depth=1.0), ["stochastic_depth 1.0", "below 1"]),
         (lambda: create_model("resnet20", stochastic_depth=-0.1), ["stochastic_depth -0.1"]),
         (lambda: create_model(dataclasses.replace(TINY, block="basik")), ["'basik'", "did you mean basic"]),

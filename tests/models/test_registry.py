@@ -104,6 +104,18 @@ def test_an_architecture_is_data():
         ({"name": "zzz"}, ["'zzz'", *seeded.ARCHS]),
         ({"name": "resnet18", "stem": "smal"}, ["'smal'", "did you mean small", "standard"]),
         ({"name": "resnet18", "num_classes": -3}, ["num_classes -3", "at least 1"]),
+        ({"name": None}, ["arch None: give the name of an architecture, such as resnet18"]),
+        ({"name": "resnet18", "stem": ""}, ["unknown stem ''"]),
+        ({"name": "resnet18", "stem": 3}, ["stem 3: give text"]),
+        ({"name": "resnet18", "num_classes": "10"}, ["num_classes 10: give a whole number"]),
+        ({"name": "resnet18", "num_classes": None}, ["num_classes None: give a whole number"]),
+        ({"name": "resnet18", "num_classes": True}, ["num_classes True: give a whole number"]),
+        ({"name": "resnet18", "num_classes": 10.0}, ["num_classes 10.0: give a whole number, such as 10"]),
+        ({"name": "resnet18", "width": "2"}, ["width 2: give a number"]),
+        ({"name": "resnet18", "width": None}, ["width None: give a number"]),
+        ({"name": "resnet18", "stochastic_depth": "0.1"}, ["stochastic_depth 0.1: give a number"]),
+        ({"name": "resnet18", "zero_init": "yes"}, ["zero_init yes: give True or False"]),
+        ({"name": "resnet18", "remat": 1}, ["remat 1: give True or False"]),
     ],
 )
 def test_bad_arguments_are_told_in_one_line(arguments, says):

@@ -33,7 +33,7 @@ def test_the_latest_two_and_the_best_are_kept(tmp_path, accuracies, expected, ra
     save(tmp_path, *enumerate(accuracies, 1))
     assert kept(tmp_path) == expected
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert (checkpoints.best(), checkpoints.latest()) == (ranked[0], len(accuracies))
+        assert (checkpoints.ranked()[0], checkpoints.latest()) == (ranked[0], len(accuracies))
         assert checkpoints.ranked() == ranked
 
 

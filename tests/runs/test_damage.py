@@ -1,7 +1,10 @@
 """Damaged checkpoints: which one is used instead, what happens to them, and what is no damage."""
 
 import contextlib
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,7 @@ def test_damage_to_any_file_of_the_latest_checkpoint(tmp_path, capsys, harm):
         with Checkpoints(tmp_path) as checkpoints:
             latest = checkpoints.latest()
             assert_same(checkpoints.restore(seen, make_state(0), 0), make_state(seen))
-            assert checkpoints.best() == 3
+            assert checkpoints.ranked()[0] == 3
         assert latest == seen, file
         lines = capsys.readouterr().out.splitlines()
         if latest == 3:
@@ -128,7 +131,7 @@ def test_other_errors_stay_what_they_are(tmp_path, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(stored, "_restored", fails)
-    for use in (lambda: Checkpoints(tmp_path), lambda: Checkpoints(tmp_path, read_only=True).best()):
+    for use in (lambda: Checkpoints(tmp_path), lambda: Checkpoints(tmp_path, read_only=True).ranked()):
         with pytest.raises(type(error)) as caught:
             use()
         assert caught.value is error
@@ -206,3 +209,35 @@ def test_a_checkpoint_that_is_removed_while_it_is_read(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(CheckpointError, match="1 is gone; if the run is being trained just now, try again"):
         checkpoints.first_good([1], read)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:40])
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from resnet_jax.errors import CheckpointError
+from resnet_jax.runs.checkpoint import Checkpoints
+try:
+    with Checkpoints(Path(sys.argv[1])) as checkpoints:
+        print(checkpoints.latest())
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("pattern", "damaged"), [("params/d/*", True), ("_CHECKPOINT_METADATA", False)])
+def test_a_process_prints_one_line_and_no_traceback(tmp_path, pattern, damaged):
+    """TensorStore calls back in a closed event loop until the process ends; Orbax logs what no run needs."""
+    save(tmp_path, (2, 0.9))
+    for path in (tmp_path / "checkpoints" / "2").glob(pattern):
+        truncate(path)
+    environment = os.environ | {"PYTHONPATH": str(Path(stored.__file__).parents[2])}
+    command = [sys.executable, "-c", OPENS, str(tmp_path)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    (line,) = run.stdout.splitlines()
+    assert ("2: the checkpoint is damaged (" in line) == damaged
+    assert damaged or line == "2"

@@ -174,6 +174,10 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(data_dir, tmp_path):
     with pytest.raises(TrainingError, match="has diverged; start again with a lower learning rate") as caught:
         fit(config)
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(
+        f"; or continue from the checkpoint of step {STEPS}: "
+        f"--resume --run-dir {tmp_path / 'run'} --override --learning-rate 0.005"
+    )
     assert kept(tmp_path / "run") == [STEPS]
     assert [row["epoch"] for row in read_rows(tmp_path / "run")] == [1]
     assert np.isfinite(resnet_jax.load(tmp_path / "run")(make_splits().test.images)).all()
@@ -182,10 +186,10 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(data_dir, tmp_path):
 def test_a_run_that_diverges_at_the_last_step_of_an_epoch(data_dir, tmp_path):
     """The epoch's losses are all finite, what the update leaves is not: nothing of it is kept."""
     one_step = make_config(data_dir, tmp_path / "run", train_images=BATCH, warmup_epochs=0.0, learning_rate=1e38)
-    with pytest.raises(TrainingError, match="diverged"):
+    with pytest.raises(TrainingError, match="diverged") as caught:
         fit(one_step)
-    assert kept(tmp_path / "run") == []
-    assert read_rows(tmp_path / "run") == []
+    assert "--resume" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_diverges_inside_an_epoch(data_dir, tmp_path):
@@ -193,7 +197,7 @@ def test_a_run_that_diverges_inside_an_epoch(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", checkpoint_minutes=1e-9, warmup_epochs=0.0, learning_rate=1e38)
     with pytest.raises(TrainingError, match="the weights of step 1 are not finite: training has diverged"):
         fit(config)
-    assert kept(tmp_path / "run") == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_checkpoints_inside_an_epoch_change_nothing(one, data_dir, tmp_path):
@@ -242,13 +246,29 @@ def test_a_run_does_not_become_another(one, data_dir, changes, message):
     assert made.snapshot(one.run_dir) == before
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"arch": "tiny"}', json.dumps({"data": 1, "optim": 2})])
-def test_a_folder_whose_config_cannot_be_read(data_dir, tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("{", "Expecting property name"),
+        ("[]", "[] is not a JSON object of options"),
+        ("null", "None is not a JSON object of options"),
+        ("{}", "it has no entry 'data'"),
+        ('{"arch": "tiny"}', "it has no entry 'data'"),
+        (json.dumps({"data": 1, "optim": 2}), "1 is not a JSON object of options"),
+        (json.dumps({"data": {}, "optim": {}, "run": {}, "colour": 1}), "unknown options: colour"),
+        (json.dumps({"data": {"datasett": "mnist"}, "optim": {}, "run": {}}), "unknown options: datasett"),
+        (json.dumps({"data": {}, "optim": {}, "run": {}, "overrides": 3}), "overrides is not a list"),
+        (json.dumps({"data": {}, "optim": {}, "run": {}, "epochs": "3"}), "epochs (--epochs) 3: give a whole number"),
+    ],
+)
+def test_a_folder_whose_config_cannot_be_read(data_dir, tmp_path, content, reason):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"config\.json: it does not hold a valid config") as caught:
         fit(make_config(data_dir, tmp_path / "run", resume=True))
     assert "\n" not in str(caught.value)
+    assert f"({reason}" in str(caught.value)
 
 
 def test_nothing_is_left_of_sums(one):

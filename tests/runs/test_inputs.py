@@ -1,6 +1,7 @@
 """Pictures as users give them: how many rows they give, and that each row is that of the right pixels."""
 
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -176,3 +177,36 @@ def test_a_row_does_not_depend_on_the_others():
     for i, picture in enumerate(STACK):
         np.testing.assert_allclose(predict(picture), found[i : i + 1], atol=1e-5)
     np.testing.assert_allclose(predict([LARGE, STACK[0]])[1:], found[:1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((28, 28, 2), np.uint8), r"\(28, 28, 2\): .* a picture has 1 \(gray\), 3 \(RGB\) or 4 \(RGBA\)"),
+        (np.zeros((28, 30, 5), np.uint8), r"for 28 gray pictures of 30x5 pixels give \(N, H, W, 1\)"),
+        ([np.zeros((28, 28, 2), np.uint8)], r"picture 0 of shape \(28, 28, 2\): this network takes"),
+        ("a.png", "images a.png: a path is no picture; open it with PIL.Image.open"),
+        (["a.png", "b.png"], "picture 0 a.png: a path is no picture; .* use the command predict"),
+        ([GRAY, Path("b.png")], "picture 1 b.png: a path is no picture"),
+        (b"a.png", "images b'a.png': a path is no picture"),
+        (None, r"images None: no numbers; give an array \(N, H, W, C\), a picture of Pillow, or a list"),
+        ([None, None], r"images \[None, None\]: no numbers"),
+        ([GRAY, None], "picture 1 None: no numbers"),
+        ({"image": GRAY}, "images {'image': .*: no numbers"),
+        (np.array([["a"]]), "no numbers"),
+        (np.full((8, 8), np.nan), "floating images have NaN values; replace these by numbers"),
+        ([GRAY, np.full((8, 8), np.nan)], "floating picture 1 have NaN values"),
+        (np.full((8, 8), 2.0), r"floating images, from 2 to 2, must lie in \[0, 1\]; divide by 255"),
+        (np.zeros((8, 8), bool), "images of dtype bool: use uint8"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(images, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        Pixels(1)(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_narrow_network_takes_narrow_pictures():
+    """The width of the training images tells a stack from channels."""
+    narrow = np.zeros((9, 9, 2), np.uint8)
+    assert Pixels(1, (9, 2))(narrow).shape == (9, 18)

@@ -139,3 +139,42 @@ def test_a_run_without_its_config_is_never_started_anew(resume):
     (run / CONFIG_FILE).unlink()
     with pytest.raises(ConfigError, match=r"runs/a has checkpoints and no config\.json; put that file back"):
         choose(made.change(TINY, resume=resume, run_dir=run))
+
+
+# --- what an error leaves
+
+
+def run_that_ends(path: Path, error: type[BaseException], content: dict[str, str], *, new: bool = True) -> None:
+    """A run that makes these files, and then ends with this error."""
+    with hold(path, new=new):
+        write_config(path, TINY)
+        for name, text in content.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_text(text)
+        raise error
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_new_run_that_ends_before_its_first_checkpoint_leaves_nothing(exists):
+    """Neither its folder nor those above it; a folder that was there stays, and is empty again."""
+    path = Path("a/b/run")
+    if exists:
+        (path / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError):
+        run_that_ends(path, ZeroDivisionError, {METRICS_FILE: ""})
+    assert [str(found) for found in sorted(Path().rglob("*"))] == ["a", "a/b", "a/b/run"][: 3 if exists else 0]
+
+
+@pytest.mark.parametrize("kept", ["checkpoints/3/x", "notes.txt", METRICS_FILE])
+def test_a_run_that_holds_anything_is_kept(kept):
+    with pytest.raises(ZeroDivisionError):
+        run_that_ends(Path("run"), ZeroDivisionError, {kept: "{}"})
+    assert Path("run", kept).exists()
+    assert Path("run", CONFIG_FILE).exists()
+
+
+def test_an_interruption_and_a_resumed_run_leave_the_folder():
+    for new, error in ((True, KeyboardInterrupt), (False, ZeroDivisionError)):
+        with pytest.raises(error):
+            run_that_ends(Path(error.__name__), error, {}, new=new)
+        assert Path(error.__name__, CONFIG_FILE).exists()

@@ -1,5 +1,6 @@
 """A lack of memory and of devices, as the Trainer reports it."""
 
+import types
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax import numpy as jnp
 
 import resnet_jax
 from resnet_jax.errors import ConfigError, TrainingError
-from resnet_jax.training.memory import enough_memory
+from resnet_jax.training.memory import check_size, enough_memory, memory_of
 from resnet_jax.training.parallel import pick_devices
 from resnet_jax.training.trainer import Trainer
 
@@ -105,3 +106,22 @@ def test_several_processes_are_refused(monkeypatch, tmp_path):
     with pytest.raises(ConfigError, match="several processes"):
         trainer().evaluate(Tiny(), {}, DATA.train)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_is_larger_than_the_memory():
+    """Weights and gradients, 4 bytes a number; nothing is compiled."""
+    device = jax.devices()[0]
+    held = memory_of(device)
+    assert held is not None
+    check_size({"params": jax.ShapeDtypeStruct((held // 8,), np.float32)}, device)
+    with pytest.raises(ConfigError, match=r"the network is too large: its weights .* GiB, and this cpu has .*--width"):
+        check_size({"params": jax.ShapeDtypeStruct((held // 8 + 1,), np.float32)}, device)
+    wide = resnet_jax.create_model("resnet18", 2, width=100000, stem="small")
+    with pytest.raises(ConfigError, match="the network is too large"):
+        trainer(image_size=32).fit(wide, DATA)
+
+
+@pytest.mark.parametrize(("stats", "held"), [({"bytes_limit": 100}, 100), ({}, None), (None, None)])
+def test_the_memory_of_a_gpu(stats, held):
+    device: Any = types.SimpleNamespace(platform="gpu", memory_stats=lambda: stats)
+    assert memory_of(device) == held
