@@ -41,10 +41,11 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return Header(height, width, is_gray(image))
 
 
-def decode(path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int) -> np.ndarray:
+def decode(path: str | os.PathLike[str], size: tuple[int, int] | None, channels: int | None) -> np.ndarray:
     """The first frame of the picture at `path` as (H, W, channels) uint8, upright, on white.
 
-    size: (H, W), or None to keep the picture's own. See to_array. Raises as read_header does.
+    size: (H, W), or None to keep the picture's own. channels None: 1 if the picture is gray, else 3. See to_array.
+    Raises as read_header does.
     """
     with _opened(path) as image:
         return to_array(image, channels, size)

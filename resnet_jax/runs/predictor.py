@@ -36,8 +36,8 @@ class Predictor:
     """A trained network: predictor(images) -> probabilities. It can be pickled.
 
     model, variables: the network; class_names: the columns of the probabilities; image_shape: (H, W, C) of the training
-    images; preprocess: what happens to images before the network; step: of the checkpoint. arch, config: those of a
-    run of train.py, None for one of a Trainer.
+    images; info: of the training data; preprocess: what happens to images before the network; step: of the checkpoint.
+    arch, config: those of a run of train.py, None for one of a Trainer.
     """
 
     def __init__(
@@ -53,6 +53,7 @@ class Predictor:
         self.model, self.variables, self.preprocess, self.step = model, variables, preprocess, step
         self.arch: Any = arch
         self.config: Any = config
+        self.info = info
         self.class_names = info.class_names
         self.image_shape = info.image_shape
 
