@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 from jax import numpy as jnp
+from jax.core import Tracer
 
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models.resnet import ResNet
@@ -115,7 +116,7 @@ def checked_classes(classes: Any, logits: jax.ShapeDtypeStruct) -> jax.Array | N
     if classes is None:
         return None
     count, number = logits.shape
-    array = classes if isinstance(classes, jax.core.Tracer) else np.asarray(classes)
+    array = classes if isinstance(classes, Tracer) else np.asarray(classes)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.shape not in ((), (count,)):
         what = f"classes of dtype {array.dtype} and shape {array.shape}"
         raise ConfigError(f"{what}: give one integer, or {count} integers, one for each image")

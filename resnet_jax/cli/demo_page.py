@@ -1,0 +1,158 @@
+"""The page of demo, in Gradio 6."""
+
+import os
+import threading
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from gradio import themes
+
+from resnet_jax.cli.demo_answer import Answer, Example, Explainer
+from resnet_jax.errors import ConfigError
+
+TOP = 5  # classes with a bar
+CANVAS = 420  # pixels
+SANS, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the reader's system: nothing is fetched
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+#seen img, #overlay img { image-rendering: pixelated; }
+"""
+
+
+def build(explainer: Explainer, title: str, examples: list[Example]) -> gr.Blocks:
+    """The page: a picture or a drawing on the left, the answer on the right, examples below."""
+    with gr.Blocks(title=f"resnet_jax: {title}", analytics_enabled=False) as page:
+        gr.Markdown(f"# What does the network see?\n{title}: {about(explainer)}")
+        with gr.Row():
+            with gr.Column():
+                picture, sketch, button = inputs(explainer)
+            with gr.Column():
+                answer = outputs(explainer)
+        gallery = gallery_of(examples) if examples else None
+
+    def of_file(file: dict[str, Any] | None) -> list[Any]:
+        return shown(explainer.of_file(file["path"])) if file else shown(Answer(None, None, None, ""))
+
+    def of_sketch(drawn: dict[str, Any] | None) -> list[Any]:
+        if drawn is None or drawn["composite"] is None:
+            return shown(Answer(None, None, None, "The drawing is empty."))
+        return shown(explainer.of_pixels(drawn["composite"][..., None]))
+
+    def of_example(event: gr.SelectData) -> list[Any]:
+        pixels, name = examples[event.index]
+        result = explainer.of_pixels(pixels)
+        return [pixels.squeeze(), *shown(result._replace(note=f"Its class is {name}. {result.note}"))]
+
+    with page:
+        # preprocess=False: Gradio would open the file itself, and fail for one that is not a picture
+        hidden: Any = {"api_visibility": "private", "show_progress": "minimal"}
+        picture.upload(of_file, picture, answer, preprocess=False, **hidden)
+        picture.clear(lambda: of_file(None), None, answer, **hidden)
+        button.click(of_sketch, sketch, answer, **hidden)
+        if gallery is not None:
+            gallery.select(of_example, None, [picture, *answer], **hidden)
+    return page
+
+
+def about(explainer: Explainer) -> str:
+    """What the page takes, in a sentence."""
+    return f"it knows {len(explainer.predictor.class_names)} classes. Drop a picture, draw one, or choose an example."
+
+
+def inputs(explainer: Explainer) -> tuple[gr.Image, gr.Sketchpad, gr.Button]:
+    """The two ways to give a picture."""
+    with gr.Tab("Picture"):
+        sources: Any = ["upload", "clipboard"]
+        picture = gr.Image(label="Picture", sources=sources, height=CANVAS, buttons=[], format="png", elem_id="picture")
+    with gr.Tab("Draw"):
+        if explainer.light_on_dark:
+            gr.Markdown("Draw a filled shape: the training images show filled shapes, not outlines.")
+        sketch = gr.Sketchpad(
+            label="Drawing",
+            image_mode="L",
+            format="png",
+            canvas_size=(CANVAS, CANVAS),
+            fixed_canvas=True,
+            height=CANVAS + 80,
+            layers=False,
+            transforms=(),
+            buttons=[],
+            brush=gr.Brush(default_size=24, colors=["#000000", "#808080", "#c0c0c0"], color_mode="fixed"),
+            elem_id="sketch",
+        )
+        button = gr.Button("Classify the drawing", variant="primary")
+    return picture, sketch, button
+
+
+def outputs(explainer: Explainer) -> list[gr.Label | gr.Markdown | gr.Image]:
+    """The bars, the two pictures and the note: what `shown` fills."""
+    top = min(TOP, len(explainer.predictor.class_names))
+    label = gr.Label(label="Class", num_top_classes=top, elem_id="classes")
+    note = gr.Markdown(elem_id="note")
+    with gr.Row():
+        plain: Any = {"interactive": False, "buttons": [], "format": "png", "min_width": 120}
+        seen = gr.Image(label="As the network sees it", alt_text="The picture", elem_id="seen", **plain)
+        text = "The picture with the Grad-CAM map over it: the brighter, the more it adds to the class"
+        overlay = gr.Image(label="Where it finds the class (Grad-CAM)", alt_text=text, elem_id="overlay", **plain)
+    return [label, note, seen, overlay]
+
+
+def gallery_of(examples: list[Example]) -> gr.Gallery:
+    """The examples, with the names of their classes."""
+    return gr.Gallery(
+        [(example.pixels.squeeze(), example.name) for example in examples],
+        label="Examples from the test set",
+        columns=len(examples),
+        height="auto",
+        object_fit="contain",
+        allow_preview=False,
+        interactive=False,
+        buttons=[],
+        format="png",
+        elem_id="examples",
+    )
+
+
+def shown(answer: Answer) -> list[Any]:
+    """The values of the outputs."""
+    return [answer.probabilities, answer.note, *(None if x is None else np.asarray(x) for x in answer[1:3])]
+
+
+def serve(page: gr.Blocks, host: str, port: int, browser: bool) -> None:
+    """Serve the page until Ctrl-C or SIGTERM. ConfigError if another process has taken the port."""
+    fonts: Any = [[themes.Font(name) for name in names] for names in (SANS, MONO)]
+    loopback = "127.0.0.1,localhost"  # Gradio asks its own server whether it runs, which a proxy could not answer
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), loopback]))
+    try:
+        page.launch(
+            share=False,
+            server_name=host,
+            server_port=port,
+            inbrowser=False,
+            prevent_thread_lock=True,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            max_file_size="100mb",
+            theme=themes.Default(font=fonts[0], font_mono=fonts[1]),
+            css=CSS,
+        )
+    except OSError as error:
+        raise ConfigError(f"--port {port}: the page cannot be served there ({error}); try another one") from None
+    try:
+        print(f"the page is at {page.local_url} (Ctrl-C ends it)")
+        if browser:
+            import webbrowser
+
+            webbrowser.open(str(page.local_url))
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        print("the page is closed")
+    finally:
+        page.close(verbose=False)
