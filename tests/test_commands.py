@@ -18,6 +18,7 @@ from jax import numpy as jnp
 from resnet_jax import create_model, layer_summary, load, multiply_adds, to_torch
 from resnet_jax import fit as train
 from resnet_jax.cli import command
+from resnet_jax.cli.main import COMMANDS
 from resnet_jax.data import builders
 from resnet_jax.interop import load_weights
 
@@ -207,7 +208,7 @@ def test_the_first_word_says_what_to_do(capsys):
     assert command(["trian"], PROG) == 2
     assert capsys.readouterr().err == (
         "python -m resnet_jax: unknown command 'trian': did you mean train? "
-        "choose one of convert, export, grow, summary, train\n"
+        f"choose one of {', '.join(sorted(COMMANDS))}\n"
     )
     for argv in (["train", "--epochs", "-1"], ["--epochs", "-1"]):
         assert command(argv, PROG) == 2

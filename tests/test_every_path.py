@@ -65,6 +65,11 @@ COMMANDS = [
     "export run --out {}",
     "grow {} --stage 1 --out w",
     "grow run --stage 1 --out {}",
+    "predict {} picture.png",
+    "predict run {}",
+    "predict run picture.png {}/folder",
+    "doctor --data-dir {}",
+    "doctor --run-dir {}",
 ]
 
 

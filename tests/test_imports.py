@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import resnet_jax
+from resnet_jax.cli.main import COMMANDS
 
 PACKAGE = Path(resnet_jax.__file__).parent
 
@@ -103,14 +104,26 @@ def test_only_the_data_names_tensorflow_datasets():
 
 
 def test_nothing_runs_what_a_user_wrote():
-    """The package itself imports the modules of its own table when a name is first used."""
+    """Two packages import the modules of their own tables when a name is first used, and the command that of its own.
+
+    Each imports modules of this package alone, whatever the user has typed.
+    """
     forbidden = {"eval", "exec", "__import__", "import_module", "pickle"}
+    late = {"resnet_jax": 3, "resnet_jax.runs": 1, "resnet_jax.cli.main": 1}
     for module, tree in TREES.items():
-        assert names(tree) & forbidden == ({"import_module"} if module == "resnet_jax" else set()), module
-    calls = [node for node in ast.walk(TREES["resnet_jax"]) if isinstance(node, ast.Call)]
-    targets = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "importlib.import_module"]
-    assert len(targets) == 3
-    assert all(target.lstrip("f")[1:].startswith("resnet_jax.") for target in targets)
+        assert names(tree) & forbidden == ({"import_module"} if module in late else set()), module
+    for module, count in late.items():
+        calls = [node for node in ast.walk(TREES[module]) if isinstance(node, ast.Call)]
+        targets = [ast.unparse(call.args[0]) for call in calls if ast.unparse(call.func) == "importlib.import_module"]
+        assert len(targets) == count
+        assert all(target.lstrip("f")[1:].startswith("resnet_jax.") for target in targets), module
+
+
+def test_every_command_of_the_table_is_there():
+    """Each is a file of cli/ with a function of its name."""
+    for name in COMMANDS:
+        functions = {node.name for node in TREES[f"resnet_jax.cli.{name}"].body if isinstance(node, ast.FunctionDef)}
+        assert name in functions
 
 
 def test_the_core_of_training_knows_no_files_and_no_flags():

@@ -4,19 +4,22 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
-
-from resnet_jax.cli.options import OptionalInt, Stem, flag_of, options_of
+from resnet_jax.cli.options import OptionalInt, Stem, flag_of, notes_apart, options_of, print_json
 from resnet_jax.errors import ConfigError, InteropError
-from resnet_jax.interop import Weights, save_weights, to_torch, write_state_dict
 from resnet_jax.runs.argv import Positional, parse_as
-from resnet_jax.runs.converted import sizes
-from resnet_jax.runs.opened import open_weights
 from resnet_jax.runs.values import PathText
 
+if TYPE_CHECKING:
+    from resnet_jax.interop import Weights
+
 Source = Annotated[PathText, Positional("SOURCE")]
+EXAMPLES = (
+    "resnet50.pth --arch resnet50 --out weights/resnet50",
+    "model.safetensors --arch tv_resnet18 --head reset --num-classes 10 --in-channels 1 --out weights/gray",
+    "runs/NAME --to-torch --out resnet18.safetensors  # a run's best checkpoint, for PyTorch",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,14 +60,28 @@ class Convert:
     """The standard deviation to divide by: one number or one for each channel."""
     image_size: int = 0
     """Height and width in pixels that images are resized to. 0: 224, or 32 for a small stem."""
+    json: bool = False
+    """Print the result as JSON."""
 
 
 def convert(argv: Sequence[str], prog: str) -> None:
-    """Convert weights to ours, or back."""
-    asked = parse_as(Convert, argv, prog)
-    if asked.to_torch:
-        convert_to_torch(asked)
-        return
+    """Convert weights to ours, or back, and print the result."""
+    asked = parse_as(Convert, argv, prog, EXAMPLES)
+    with notes_apart(asked.json):
+        made, lines = (convert_to_torch if asked.to_torch else convert_to_ours)(asked)
+    if asked.json:
+        print_json(made)
+    else:
+        print(*lines, sep="\n")
+
+
+def convert_to_ours(asked: Convert) -> tuple[dict[str, Any], list[str]]:
+    """Make the folder; returns the result, for JSON, and the lines for people."""
+    import jax
+
+    from resnet_jax.interop import save_weights
+    from resnet_jax.runs.opened import open_weights
+
     if Path(asked.out).exists():
         check_empty(Path(asked.out))
     names = read_names(asked.class_names) if asked.class_names else ()
@@ -84,8 +101,10 @@ def convert(argv: Sequence[str], prog: str) -> None:
     save_weights(asked.out, described)
     size = sum(leaf.size for leaf in jax.tree.leaves(weights.variables["params"]))
     flags = [f"--arch {weights.arch}", *(flag_of(name, value) for name, value in weights.options.items())]
-    print(f"{weights.arch}, {size:,} parameters: {asked.out}; train.py {' '.join(flags)} --pretrained {asked.out}")
-    print(summary(asked.out, described))
+    made = {"out": asked.out, "arch": weights.arch, "options": weights.options, "parameters": size}
+    made |= {"preprocess": described.preprocess, "classes": list(described.class_names)}
+    trained = f"train.py {' '.join(flags)} --pretrained {asked.out}"
+    return made, [f"{weights.arch}, {size:,} parameters: {asked.out}; {trained}", summary(asked.out, described)]
 
 
 def read_names(file: str) -> tuple[str, ...]:
@@ -107,8 +126,10 @@ def check_numbers(asked: Convert) -> None:
         raise ConfigError(f"--image-size {asked.image_size} must be at least 1, or 0 for the default")
 
 
-def describe(weights: Weights, asked: Convert, names: tuple[str, ...]) -> Weights:
+def describe(weights: "Weights", asked: Convert, names: tuple[str, ...]) -> "Weights":
     """The weights with the class names and the preprocessing of the flags, where they are given."""
+    from resnet_jax.runs.converted import sizes
+
     classes, channels = sizes(weights)
     if asked.class_names and len(names) != classes:
         raise InteropError(f"--class-names {asked.class_names} has {len(names)} names; the weights have {classes}")
@@ -122,7 +143,7 @@ def describe(weights: Weights, asked: Convert, names: tuple[str, ...]) -> Weight
     return dataclasses.replace(weights, preprocess=preprocess, class_names=names or weights.class_names)
 
 
-def summary(folder: str, weights: Weights) -> str:
+def summary(folder: str, weights: "Weights") -> str:
     """What load will do with images: one line."""
     held = weights.preprocess
     images = "in [0, 1]"
@@ -135,9 +156,12 @@ def summary(folder: str, weights: Weights) -> str:
     return f"load({folder!r}) predicts from images {images}; class names: {classes}"
 
 
-def convert_to_torch(asked: Convert) -> None:
-    """Write our weights, from a folder or a run's best checkpoint, to a PyTorch file."""
-    fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True)
+def convert_to_torch(asked: Convert) -> tuple[dict[str, Any], list[str]]:
+    """Write our weights, from a folder or a run's best checkpoint, to a PyTorch file; returns as convert_to_ours."""
+    from resnet_jax.interop import to_torch, write_state_dict
+    from resnet_jax.runs.opened import open_weights
+
+    fixed = Convert(asked.source, asked.out, asked.arch, to_torch=True, json=asked.json)
     if given := [flag_of(name) for name, value in vars(asked).items() if value != vars(fixed)[name]]:
         raise ConfigError(
             f"{', '.join(given)}: not with --to-torch, which writes the weights as they are; leave it out"
@@ -149,7 +173,8 @@ def convert_to_torch(asked: Convert) -> None:
     weights = open_weights(asked.source, asked.arch, report=print)
     state_dict = to_torch(weights.variables, weights.arch, **weights.options)
     write_state_dict(asked.out, state_dict)
-    print(f"{weights.arch}, {len(state_dict)} tensors: {asked.out}")
+    made = {"out": asked.out, "arch": weights.arch, "tensors": len(state_dict)}
+    return made, [f"{weights.arch}, {len(state_dict)} tensors: {asked.out}"]
 
 
 def check_empty(folder: Path) -> None:

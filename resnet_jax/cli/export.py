@@ -6,10 +6,13 @@ from pathlib import Path
 
 from resnet_jax.cli.options import RunDir
 from resnet_jax.errors import listed
-from resnet_jax.interop.export import PLATFORMS, export_program
-from resnet_jax.runs import load
 from resnet_jax.runs.argv import parse_as
 from resnet_jax.runs.values import PathText
+
+EXAMPLES = (
+    "runs/NAME  # writes runs/NAME/predict.jax_export",
+    "weights/resnet50 --out resnet50.jax_export  # a folder that convert made",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,10 @@ class Export:
 
 def export(argv: Sequence[str], prog: str) -> None:
     """Write the program, and print how to run it."""
-    asked = parse_as(Export, argv, prog)
+    asked = parse_as(Export, argv, prog, EXAMPLES)
+    from resnet_jax.interop.export import PLATFORMS, export_program  # imports jax
+    from resnet_jax.runs import load
+
     path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
     predictor = load(asked.run_dir)
     size = export_program(predictor.probabilities, predictor.image_shape, path)

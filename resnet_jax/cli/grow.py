@@ -4,9 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from resnet_jax.cli.options import OptionalInt, RunDir
-from resnet_jax.runs import grow_run
 from resnet_jax.runs.argv import parse_as
 from resnet_jax.runs.values import PathText
+
+EXAMPLES = (
+    "runs/NAME --stage 3 --out runs/deeper  # one more block at the end of stage 3",
+    "runs/NAME --stage 3 --blocks 2 --epochs 20 --out runs/deeper  # two, and more epochs",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,9 @@ class Grow:
 
 def grow(argv: Sequence[str], prog: str) -> None:
     """Make the new run, and print how to continue it."""
-    asked = parse_as(Grow, argv, prog)
+    asked = parse_as(Grow, argv, prog, EXAMPLES)
+    from resnet_jax.runs import grow_run  # imports jax
+
     made = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
     more = " --epochs MORE" if made.epochs == made.config.epochs else ""
     print(

@@ -1,18 +1,29 @@
 """train: the command of train.py."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from resnet_jax.runs import Config, RunResult, fit
+from resnet_jax import runs
 from resnet_jax.runs.flags import ask
-from resnet_jax.runs.rundir import find_run, old_run_dir, read_config
+
+if TYPE_CHECKING:
+    from resnet_jax.runs import Config, RunResult
+
+EXAMPLES = (
+    "--arch resnet18  # the chapter's own training",
+    "--config quick --epochs 6  # a recipe, with one value changed",
+    "--data-folder pictures/ --validation 0.1 --early-stopping 3  # your own pictures",
+    "--resume auto --run-dir runs/NAME  # continue the run if it exists, else start it",
+)
 
 
 def train(argv: Sequence[str], prog: str) -> None:
     """Train, and print the accuracy of the run."""
-    print(last_line(fit(read_flags(argv, prog))))
+    config = read_flags(argv, prog)  # first: runs.fit imports jax
+    print(last_line(runs.fit(config)))
 
 
-def last_line(result: RunResult) -> str:
+def last_line(result: "RunResult") -> str:
     """What the command prints in the end."""
     row = result.history[-1] if result.history else {}
     accuracies = [
@@ -22,9 +33,11 @@ def last_line(result: RunResult) -> str:
     return f"{early}{', '.join(accuracies)}{'; ' if accuracies else ''}the run is in {result.run_dir}"
 
 
-def read_flags(argv: Sequence[str], prog: str) -> Config:
+def read_flags(argv: Sequence[str], prog: str) -> "Config":
     """The config that the flags ask for; with --resume, the config of the run with the values of the flags."""
-    asked = ask(argv, prog)
+    asked = ask(argv, prog, EXAMPLES)
+    from resnet_jax.runs.rundir import find_run, old_run_dir, read_config  # imports jax
+
     start = asked.start()
     if not start.run.resume:
         return asked.new()

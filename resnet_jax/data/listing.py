@@ -68,6 +68,15 @@ def scan(root: Path) -> Listing:
     return Listing(root, parts, names, counter[0], strays)
 
 
+def pictures_below(folder: Path) -> tuple[list[str], int]:
+    """The paths of the pictures in `folder`, at any depth, sorted; and the number of files that are no pictures.
+
+    Names that start with a dot and __MACOSX are ignored. Raises OSError for a folder that cannot be read.
+    """
+    files = list(_files(folder, frozenset()))
+    return sorted(file.path for file in files if _is_picture(file)), sum(not _is_picture(file) for file in files)
+
+
 def shown(path: str) -> str:
     """A file's name for a message; bytes that are not UTF-8 are escaped, so that the message can be printed."""
     return path.encode("utf-8", "backslashreplace").decode()

@@ -23,7 +23,12 @@ class Row(NamedTuple):
 
 
 class LayerSummary(tuple[Row, ...]):
-    """The rows of a network, from first to last layer; prints as a table."""
+    """The rows of a network, from first to last layer; prints as a table.
+
+    classes: the class of each layer, as the chapter's layer_summary prints it; () if they are unknown.
+    """
+
+    classes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
@@ -31,11 +36,15 @@ class LayerSummary(tuple[Row, ...]):
         return sum(row.parameters for row in self)
 
     def __str__(self) -> str:
-        cells = [("layer", "output shape", "parameters")]
-        cells += [(row.layer, str(row.output_shape), f"{row.parameters:,}") for row in self]
-        cells += [("total", "", f"{self.parameters:,}")]
+        classes = self.classes or ("",) * len(self)
+        cells = [("layer", "class", "output shape", "parameters")]
+        cells += [
+            (row.layer, kind, str(row.output_shape), f"{row.parameters:,}")
+            for row, kind in zip(self, classes, strict=True)
+        ]
+        cells += [("total", "", "", f"{self.parameters:,}")]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in cells]
+        lines = ["  ".join(map(str.ljust, row[:-1], widths)) + f"  {row[-1]:>{widths[-1]}}" for row in cells]
         return "\n".join(lines)
 
 
@@ -46,16 +55,18 @@ def variable_shapes(model: nn.Module, in_channels: int) -> dict[str, Any]:
 
 
 def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummary:
-    """The output shape and the number of parameters of each part of a model, for an input (N, H, W, C).
+    """The class, the output shape and the number of parameters of each part of a model, for an input (N, H, W, C).
 
     Only shapes are computed; nothing is compiled or run.
     """
     shapes: dict[str, tuple[int, ...]] = {}
+    classes: dict[str, str] = {}
 
     def record(next_call, args, kwargs, context):
         y = next_call(*args, **kwargs)
         if context.method_name == "__call__" and len(context.module.path) == 1:
-            shapes[context.module.path[0]] = y.shape
+            name = context.module.path[0]
+            shapes[name], classes[name] = y.shape, type(context.module).__name__
         return y
 
     def init():
@@ -64,7 +75,9 @@ def layer_summary(model: nn.Module, input_shape: tuple[int, ...]) -> LayerSummar
 
     params = jax.eval_shape(init).get("params", {})
     size = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
-    return LayerSummary(Row(name, shape, size.get(name, 0)) for name, shape in shapes.items())
+    summary = LayerSummary(Row(name, shape, size.get(name, 0)) for name, shape in shapes.items())
+    summary.classes = tuple(classes.values())
+    return summary
 
 
 def multiply_adds(model: nn.Module, input_shape: tuple[int, ...]) -> int:

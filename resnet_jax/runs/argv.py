@@ -30,6 +30,7 @@ ALIASES |= {"auto_resume": "resume", "milestones": "decay_epochs", "gamma": "dec
 
 DASHES = "-\u2013\u2014"  # editors turn two hyphens into an en dash or an em dash
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
+EXAMPLES = "examples:"
 METAVARS = {int: "INT", int | None: "INT", float: "FLOAT", str: "STR"}
 
 
@@ -82,6 +83,8 @@ class Flag:
     def words(self) -> tuple[int | str | None, str]:
         """How many words it takes, and what stands for them in the help: nargs and metavar of argparse."""
         choices = [choice for choice in choices_of(self.kind) if isinstance(choice, str)]
+        if self.place and get_origin(bare(self.kind)) is tuple:
+            return "*", self.place
         if self.place or self.switches:
             return 0 if self.kind is bool else "?", self.place or "".join(choices)
         if get_origin(self.kind) is tuple:
@@ -136,12 +139,23 @@ class Given(argparse.Action):
         setattr(namespace, flag.name, value)
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Fills descriptions to the width of the terminal; examples keep their lines."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLES):
+            return super()._fill_text(text, width, indent)
+        return textwrap.fill(" ".join(text.split()), width, initial_indent=indent, subsequent_indent=indent)
+
+
 @functools.cache
-def parser_of(kind: type, prog: str) -> argparse.ArgumentParser:
-    """The parser of a dataclass. Its namespace holds only the fields that are given."""
+def parser_of(kind: type, prog: str, examples: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+    """The parser of a dataclass. Its namespace holds only the fields that are given. examples: see parse_as."""
     flags, docs = flags_of(kind), field_docs(kind)
-    usage = " ".join([prog, *(flag.place for flag in flags.values() if flag.place), "[-h] [FLAGS]"])
+    places = (f"{flag.place} ..." if flag.words[0] == "*" else flag.place for flag in flags.values() if flag.place)
+    usage = " ".join([prog, *places, "[-h] [FLAGS]"])
     options: dict[str, Any] = {"argument_default": argparse.SUPPRESS, "exit_on_error": False, "allow_abbrev": False}
+    options |= {"formatter_class": Help, "epilog": epilog(prog, examples)}
     parser = argparse.ArgumentParser(prog, usage, kind.__doc__, prefix_chars=DASHES, **options)
     # argparse takes -1 as a value; -inf and, before Python 3.14, -1e-3 as flags
     parser._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)", re.IGNORECASE)
@@ -161,9 +175,18 @@ def parser_of(kind: type, prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_as(kind: type[T], argv: Sequence[str], prog: str) -> T:
-    """A dataclass from the words of a command; ConfigError, of one line, for invalid ones."""
-    values, flags = read_words(kind, argv, prog), flags_of(kind)
+def epilog(prog: str, examples: tuple[str, ...]) -> str | None:
+    """The examples as people type them, for the end of the help."""
+    command = f"python {prog}" if prog.endswith(".py") else prog
+    return "\n".join((EXAMPLES, *(f"  {command} {words}" for words in examples))) if examples else None
+
+
+def parse_as(kind: type[T], argv: Sequence[str], prog: str, examples: tuple[str, ...] = ()) -> T:
+    """A dataclass from the words of a command; ConfigError, of one line, for invalid ones.
+
+    examples: words for the command, each with what it does after two spaces and a #; the help shows them.
+    """
+    values, flags = read_words(kind, argv, prog, examples), flags_of(kind)
     for flag in flags.values():
         if flag.default is dataclasses.MISSING and flag.name not in values:
             doc = field_docs(kind)[flag.name]
@@ -171,7 +194,7 @@ def parse_as(kind: type[T], argv: Sequence[str], prog: str) -> T:
     return kind(**values)
 
 
-def read_words(kind: type, argv: Sequence[str], prog: str) -> dict[str, Any]:
+def read_words(kind: type, argv: Sequence[str], prog: str, examples: tuple[str, ...] = ()) -> dict[str, Any]:
     """The values that the words of a command give, by name of the field. --help prints the help and exits."""
     flags = flags_of(kind)
     switches = {name: flag for flag in flags.values() if flag.kind is bool for name in flag.spellings}
@@ -180,8 +203,10 @@ def read_words(kind: type, argv: Sequence[str], prog: str) -> dict[str, Any]:
         if name in switches and (equals or after.lower() in TRUTHS):
             alone = " or ".join(switches[name].spellings[:2])
             raise ConfigError(f"{name} {shown(text if equals else after)}: it takes no value; write {alone} alone")
-    try:
-        found, unknown = parser_of(kind, prog).parse_known_args(argv)
+    parser = parser_of(kind, prog, examples)
+    several = any(flag.place and flag.words[0] == "*" for flag in flags.values())
+    try:  # several words by their place may have flags between them
+        found, unknown = (parser.parse_known_intermixed_args if several else parser.parse_known_args)(argv)
     except argparse.ArgumentError as error:
         flag = flags.get(str(error.argument_name)[2:].replace("-", "_"))
         if flag and not flag.switches:

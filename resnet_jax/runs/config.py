@@ -6,7 +6,6 @@ Values may be scalars of numpy and paths; each part keeps them as what JSON hold
 import dataclasses
 from typing import Any, Literal
 
-from resnet_jax.models import get_arch
 from resnet_jax.runs.values import PathText, settle
 
 Stem = Literal["auto", "standard", "small"]
@@ -167,6 +166,8 @@ class Config:
     @property
     def stem_form(self) -> str:
         """ "standard" or "small"."""
+        from resnet_jax.models import get_arch  # imports jax
+
         return get_arch(self.arch).stem if self.stem == "auto" else self.stem
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.paths import user_path
 from resnet_jax.runs.argv import flags_of, hint, read_words
-from resnet_jax.runs.checks import check
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.effects import check_effects, unused
 from resnet_jax.runs.values import plain
@@ -30,6 +29,8 @@ class Asked:
         Without --config the recipe is that of --arch, or else finetune with --pretrained, and default without it. A
         value of the recipe that has no effect beside the flags is left out.
         """
+        from resnet_jax.runs.checks import check  # imports jax
+
         recipe = self.recipe or self._own_recipe()
         values = recipe_values(recipe)
         alone = changed(Config(), values)
@@ -43,6 +44,8 @@ class Asked:
 
     def resumed(self, old: Config, run_dir: Path) -> Config:
         """The config of a run that is resumed, with the values of --config and of the flags."""
+        from resnet_jax.runs.checks import check  # imports jax
+
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
         config = check(changed(config, {"resume": True} | self.named | {"run_dir": run_dir}))
         check_effects(config, self.named)
@@ -64,9 +67,9 @@ class Asked:
         return known.get(self.named.get("arch", Config.arch), fallback)
 
 
-def ask(argv: Sequence[str], prog: str = "train.py") -> Asked:
-    """Read the flags of training; ConfigError, of one line, for invalid flags."""
-    named = read_words(Config, argv, prog)
+def ask(argv: Sequence[str], prog: str = "train.py", examples: tuple[str, ...] = ()) -> Asked:
+    """Read the flags of training; ConfigError, of one line, for invalid flags. examples: see parse_as."""
+    named = read_words(Config, argv, prog, examples)
     return Asked(named, find_recipe(named["config"]) if named.get("config") else None)
 
 

@@ -17,8 +17,9 @@ from resnet_jax.paths import user_path
 from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo
 from resnet_jax.runs.checkpoint import kept_checkpoints
-from resnet_jax.runs.fit import RunResult, Stopped
+from resnet_jax.runs.fit_run import RunResult
 from resnet_jax.runs.recording import Checkpointing, MetricsFile, Resume
+from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
 from resnet_jax.training.callbacks import StopSignals, check_stopping

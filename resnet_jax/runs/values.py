@@ -54,6 +54,8 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
         if isinstance(value, str):
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
         raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
+    if get_origin(bare(kind)) is tuple and get_args(bare(kind))[0] is not float:
+        return tuple(plain(name, get_args(bare(kind))[0], item, flag) for item in value)
     if get_origin(kind) is tuple:
         what = f"{flag} {shown(value)}"
         return tuple(_number(what, item, "numbers, such as (5, 8)") for item in _items(what, value))
@@ -155,7 +157,7 @@ def from_text(name: str, kind: Any, text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigError(f"{flag} {shown(text)}: give a whole number{_nearest(_as_float(text))}") from None
-    if kind is float or get_origin(kind) is tuple:
+    if kind is float or (get_origin(kind) is tuple and get_args(kind)[0] is float):
         number = _as_float(text)
         if number is None:
             several = f"numbers with spaces between them, such as {flag} 5 8"

@@ -3,8 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 
-import jax
-
 from resnet_jax.errors import TrainingError, one_line
 
 # XLA's messages begin with the name of their status code. On a CPU, jaxlib 0.7 has another code and these words.
@@ -22,7 +20,10 @@ def enough_memory() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise TrainingError(f"this machine has too little memory ({one_line(error)}); {HINT}") from error
-    except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith(SIGNS[0]) and SIGNS[1] not in str(error):
+    except RuntimeError as error:
+        from jax.errors import JaxRuntimeError  # late: commands enter this block before they import jax
+
+        short = str(error).startswith(SIGNS[0]) or SIGNS[1] in str(error)
+        if not (short and isinstance(error, JaxRuntimeError)):
             raise
         raise TrainingError(f"the device has too little memory ({one_line(error)}); {HINT}") from error

@@ -27,9 +27,10 @@ def test_counts_are_pytorchs(name):
 
 def test_it_prints_as_a_table():
     lines = str(layer_summary(ResNet18(), (1, 96, 96, 1))).splitlines()
-    assert lines[0].split() == ["layer", "output", "shape", "parameters"]
-    for line, part, shape in zip(lines[1:], PARTS, SEED, strict=False):
-        assert line.startswith(part)
+    assert lines[0].split() == ["layer", "class", "output", "shape", "parameters"]
+    classes = ["Stem", *["Stage"] * 4, "Dense"]
+    for line, part, kind, shape in zip(lines[1:], PARTS, classes, SEED, strict=False):
+        assert line.split()[:2] == [part, kind]
         assert str(shape) in line
     assert lines[-1].split() == ["total", "11,178,378"]
     assert len({len(line) for line in lines}) == 1  # the numbers end in one column

@@ -150,7 +150,7 @@ def test_a_command_reports_a_lack_of_memory_in_one_line(monkeypatch, capsys, err
     def fails(*_):
         raise error
 
-    monkeypatch.setitem(cli.main.__globals__["COMMANDS"], "summary", fails)
+    monkeypatch.setattr("resnet_jax.cli.summary.summary", fails)
     assert cli.command(["summary"], "resnet-jax") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -159,7 +159,7 @@ def test_a_command_reports_a_lack_of_memory_in_one_line(monkeypatch, capsys, err
 def test_a_command_limits_xla_before_it_starts(monkeypatch):
     called = []
     monkeypatch.setattr(cores, "limit_xla", lambda: called.append(True))
-    monkeypatch.setitem(cli.main.__globals__["COMMANDS"], "summary", lambda *_: None)
+    monkeypatch.setattr("resnet_jax.cli.summary.summary", lambda *_: None)
     assert cli.command(["summary"]) == 0
     assert called == [True]
 

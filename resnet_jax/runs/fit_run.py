@@ -19,6 +19,7 @@ from resnet_jax.runs.effects import check_made
 from resnet_jax.runs.override import describe
 from resnet_jax.runs.pretrained import read_pretrained
 from resnet_jax.runs.recording import Checkpointing, ConfigFile, MetricsFile, Resume
+from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.callbacks import Growth, StopSignals, check_stopping
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
@@ -32,14 +33,6 @@ class RunResult(Result):
     """A Result, and the folder of the run."""
 
     run_dir: Path = Path()
-
-
-class Stopped(Exception):
-    """A signal stopped the run after its checkpoint was written. signum: the number of the signal."""
-
-    def __init__(self, signum: int, run_dir: Path, step: int):
-        super().__init__(f"stopped at step {step}; continue with --resume --run-dir {run_dir}")
-        self.signum = signum
 
 
 @without_x64()

@@ -18,7 +18,7 @@ from resnet_jax.errors import CheckpointError, ConfigError, TrainingError
 from resnet_jax.runs import OptimConfig, RunResult, rundir
 from resnet_jax.runs.build import make_schedule
 from resnet_jax.runs.checkpoint import Checkpoints
-from resnet_jax.runs.fit import report_unused
+from resnet_jax.runs.fit_run import report_unused
 from resnet_jax.training.metrics import Sums
 
 
