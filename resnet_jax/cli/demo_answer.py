@@ -1,12 +1,13 @@
 """What the demo page shows for a picture: probabilities, a Grad-CAM map, and a sentence. It needs no Gradio."""
 
 import os
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import ConfigError, UserError
 from resnet_jax.models import grad_cam
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.reporting.heatmap import overlay
@@ -14,13 +15,6 @@ from resnet_jax.runs.photos import as_trained, is_light_on_dark, open_picture
 from resnet_jax.runs.predictor import Predictor
 
 SIDE = 336  # pixels of the pictures on the page: small ones are enlarged, so that each pixel is a square
-
-
-class Example(NamedTuple):
-    """A picture (H, W, C) uint8 of the test set, and the name of its class."""
-
-    pixels: np.ndarray
-    name: str
 
 
 class Answer(NamedTuple):
@@ -37,9 +31,17 @@ class Answer(NamedTuple):
 
 
 class Explainer:
-    """The network of a predictor, ready to answer for one picture after the other."""
+    """The network of a run, ready to answer for one picture after the other.
 
-    def __init__(self, predictor: Predictor):
+    name: of the run, for the page. ConfigError if the network takes neither gray nor RGB pictures.
+    """
+
+    def __init__(self, predictor: Predictor, run_dir: str | os.PathLike[str]):
+        channels = predictor.image_shape[-1]
+        if channels not in (1, 3):
+            raise ConfigError(f"{run_dir}: its images have {channels} channels; a picture has 1 or 3")
+        network = predictor.arch.name if predictor.arch else type(predictor.model).__name__
+        self.name = f"{network}, {Path(run_dir).resolve().name}"
         self.predictor = predictor
         self.light_on_dark = is_light_on_dark(predictor)
         model, preprocess = predictor.model, predictor.preprocess

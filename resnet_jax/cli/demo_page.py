@@ -1,6 +1,5 @@
 """The page of demo, in Gradio 6."""
 
-import os
 import threading
 from typing import Any
 
@@ -8,7 +7,8 @@ import gradio as gr
 import numpy as np
 from gradio import themes
 
-from resnet_jax.cli.demo_answer import Answer, Example, Explainer
+from resnet_jax.cli.demo_answer import Answer, Explainer
+from resnet_jax.cli.demo_examples import Example
 from resnet_jax.errors import ConfigError
 
 TOP = 5  # classes with a bar
@@ -20,10 +20,10 @@ CSS = """
 """
 
 
-def build(explainer: Explainer, title: str, examples: list[Example]) -> gr.Blocks:
+def build(explainer: Explainer, examples: list[Example]) -> gr.Blocks:
     """The page: a picture or a drawing on the left, the answer on the right, examples below."""
-    with gr.Blocks(title=f"resnet_jax: {title}", analytics_enabled=False) as page:
-        gr.Markdown(f"# What does the network see?\n{title}: {about(explainer)}")
+    with gr.Blocks(title=f"resnet_jax: {explainer.name}", analytics_enabled=False) as page:
+        gr.Markdown(about(explainer))
         with gr.Row():
             with gr.Column():
                 picture, sketch, button = inputs(explainer)
@@ -56,8 +56,9 @@ def build(explainer: Explainer, title: str, examples: list[Example]) -> gr.Block
 
 
 def about(explainer: Explainer) -> str:
-    """What the page takes, in a sentence."""
-    return f"it knows {len(explainer.predictor.class_names)} classes. Drop a picture, draw one, or choose an example."
+    """The head of the page, in Markdown."""
+    count = len(explainer.predictor.class_names)
+    return f"# Try a trained network\n**{explainer.name}** knows {count} classes. Give it a picture."
 
 
 def inputs(explainer: Explainer) -> tuple[gr.Image, gr.Sketchpad, gr.Button]:
@@ -122,9 +123,6 @@ def shown(answer: Answer) -> list[Any]:
 def serve(page: gr.Blocks, host: str, port: int, browser: bool) -> None:
     """Serve the page until Ctrl-C or SIGTERM. ConfigError if another process has taken the port."""
     fonts: Any = [[themes.Font(name) for name in names] for names in (SANS, MONO)]
-    loopback = "127.0.0.1,localhost"  # Gradio asks its own server whether it runs, which a proxy could not answer
-    for name in ("NO_PROXY", "no_proxy"):
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), loopback]))
     try:
         page.launch(
             share=False,
