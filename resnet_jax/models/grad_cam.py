@@ -58,12 +58,12 @@ def grad_cam(
             options: Any = {"mutable": ["intermediates"], "capture_intermediates": is_layer}
             logits, state = applied(model, variables, images, **options)
         wanted = logits.argmax(-1) if classes is None else classes
-        return jnp.take_along_axis(logits, wanted[:, None], 1).sum(), output_in(state["intermediates"], layer)
+        return jnp.take_along_axis(logits, wanted[:, None], 1).sum(), output_in(state.get("intermediates", {}), layer)
 
     (expected,) = outputs[layer]
     gradient, activations = jax.grad(score, has_aux=True)(jnp.zeros(expected.shape, expected.dtype))
     if getattr(activations, "shape", None) != expected.shape:
-        raise ConfigError(f"layer {layer!r} runs inside nn.scan or nn.vmap; use the layer around it")
+        raise ConfigError(f"layer {layer!r} runs inside nn.vmap; use the layer around it")
     weights = widened(gradient).mean((1, 2), keepdims=True)
     return nn.relu((weights * widened(activations)).sum(-1)).astype(jnp.float32)
 
@@ -104,7 +104,7 @@ def chosen_layer(outputs: Outputs, layer: str | None) -> str:
     if layer not in outputs:
         raise ConfigError(unknown("layer", layer, suitable))
     if len(outputs[layer]) > 1:
-        raise ConfigError(f"layer {layer!r} is called {len(outputs[layer])} times; use a layer that is called once")
+        raise ConfigError(f"layer {layer!r} runs more than once, or inside nn.scan; use a layer that runs once")
     if layer not in suitable:
         shape = outputs[layer][0].shape
         raise ConfigError(f"layer {layer!r} returns shape {shape}; use a layer that returns (N, h, w, channels)")

@@ -118,12 +118,12 @@ def test_an_inner_layer_is_the_chain_rule_through_the_rest(layer):
         held_by = held_by[part]
     (output,) = held_by["__call__"]
     step, weights = 0.02, []
-    logit = jax.jit(lambda change: logits(change)[0][0, 1])
+    logit = jax.jit(lambda change: logits(change)[0][0, 9])
     for k in range(output.shape[-1]):  # adding to a whole channel gives the sum of its gradient
         change = jnp.zeros(output.shape).at[..., k].set(step)
         weights.append((logit(change) - logit(-change)) / (2 * step) / (output.shape[1] * output.shape[2]))
     expected = np.maximum(output[0] @ np.array(weights), 0)
-    found = grad_cam(model, held, x, 1, layer)[0]
+    found = grad_cam(model, held, x, 9, layer)[0]
     assert found.shape == output.shape[1:3]
     assert expected.max() > 0
     np.testing.assert_allclose(found, expected, atol=0.05 * expected.max())
@@ -161,7 +161,7 @@ def test_the_map_is_where_the_picture_has_content(row, column):
 
 
 class Odd(nn.Module):
-    """What Grad-CAM refuses: a layer that is called twice, one inside nn.scan, and one without an image."""
+    """What Grad-CAM refuses: layers that run twice, inside nn.scan or nn.vmap, and none with an image."""
 
     form: str
 
@@ -173,6 +173,9 @@ class Odd(nn.Module):
         if self.form == "scan":
             scan = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
             x, _ = scan(name="body")(x, None)
+        if self.form == "vmap":
+            each = nn.vmap(Body, in_axes=(0, None), variable_axes={"params": None}, split_rngs={"params": False})
+            x = each(name="body")(x[:, None], None)[0][:, 0]
         x = nn.Dense(3, name="dense")(x.mean((1, 2)))
         return (x, x) if self.form == "pair" else x
 
@@ -191,8 +194,9 @@ class Body(nn.Module):
         ("none", None, r"none of its modules returns an array \(N, h, w, channels\)"),
         ("none", "dense", r"layer 'dense' returns shape \(2, 3\); use a layer that returns \(N, h, w, channels\)"),
         ("none", "conv", "unknown layer 'conv'"),
-        ("twice", "conv", "layer 'conv' is called 2 times; use a layer that is called once"),
-        ("scan", "body/conv", "layer 'body/conv' runs inside nn.scan or nn.vmap; use the layer around it"),
+        ("twice", "conv", "layer 'conv' runs more than once, or inside nn.scan; use a layer that runs once"),
+        ("scan", "body/conv", "layer 'body/conv' runs more than once, or inside nn.scan"),
+        ("vmap", "body/conv", "layer 'body/conv' runs inside nn.vmap; use the layer around it"),
         ("pair", None, r"Odd does not return an array of logits \(N, K\)"),
     ],
 )
