@@ -3,20 +3,32 @@
 import threading
 from typing import Any
 
-import gradio as gr
+import gradio as gr  # pyright: ignore[reportMissingImports]  (the extra dev has no Gradio)
 import numpy as np
-from gradio import themes
+from gradio import themes  # pyright: ignore[reportMissingImports]
 
-from resnet_jax.cli.demo_answer import Answer, Explainer
+from resnet_jax.cli.demo_answer import Answer, Explainer, enlarged
 from resnet_jax.cli.demo_examples import Example
 from resnet_jax.errors import ConfigError
 
 TOP = 5  # classes with a bar
 CANVAS = 420  # pixels
 SANS, MONO = ("system-ui", "sans-serif"), ("ui-monospace", "monospace")  # of the reader's system: nothing is fetched
+PICTURES = (  # id, caption and text for screen readers
+    ("seen", "As the network sees it:", "The picture as the network sees it"),
+    (
+        "overlay",
+        "The Grad-CAM map over it:",
+        "The same picture: bright colours where the network finds the class",
+    ),
+)
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-#seen img, #overlay img { image-rendering: pixelated; }
+#picture img, #seen img, #overlay img, #examples img { image-rendering: pixelated; }
+#examples .grid-wrap { height: auto !important; min-height: 0 !important; max-height: none !important; }
+#examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(80px, 1fr)) !important; }
+#examples .caption-label { position: static; max-width: none; border: 0; text-align: center; }
+#examples .thumbnail-item { height: auto; aspect-ratio: auto; }
 """
 
 
@@ -26,9 +38,11 @@ def build(explainer: Explainer, examples: list[Example]) -> gr.Blocks:
         gr.Markdown(about(explainer))
         with gr.Row():
             with gr.Column():
-                picture, sketch, button = inputs(explainer)
+                tabs, picture, sketch, button = inputs(explainer)
             with gr.Column():
                 answer = outputs(explainer)
+        if examples:
+            gr.Markdown("Examples from the test set:")
         gallery = gallery_of(examples) if examples else None
 
     def of_file(file: dict[str, Any] | None) -> list[Any]:
@@ -42,7 +56,11 @@ def build(explainer: Explainer, examples: list[Example]) -> gr.Blocks:
     def of_example(event: gr.SelectData) -> list[Any]:
         pixels, name = examples[event.index]
         result = explainer.of_pixels(pixels)
-        return [pixels.squeeze(), *shown(result._replace(note=f"Its class is {name}. {result.note}"))]
+        return [
+            gr.Tabs(selected="picture"),
+            enlarged(pixels),
+            *shown(result._replace(note=f"Its class is {name}. {result.note}")),
+        ]
 
     with page:
         # preprocess=False: Gradio would open the file itself, and fail for one that is not a picture
@@ -51,7 +69,7 @@ def build(explainer: Explainer, examples: list[Example]) -> gr.Blocks:
         picture.clear(lambda: of_file(None), None, answer, **hidden)
         button.click(of_sketch, sketch, answer, **hidden)
         if gallery is not None:
-            gallery.select(of_example, None, [picture, *answer], **hidden)
+            gallery.select(of_example, None, [tabs, picture, *answer], **hidden)
     return page
 
 
@@ -61,51 +79,53 @@ def about(explainer: Explainer) -> str:
     return f"# Try a trained network\n**{explainer.name}** knows {count} classes. Give it a picture."
 
 
-def inputs(explainer: Explainer) -> tuple[gr.Image, gr.Sketchpad, gr.Button]:
+def inputs(explainer: Explainer) -> tuple[gr.Tabs, gr.Image, gr.Sketchpad, gr.Button]:
     """The two ways to give a picture."""
-    with gr.Tab("Picture"):
-        sources: Any = ["upload", "clipboard"]
-        picture = gr.Image(label="Picture", sources=sources, height=CANVAS, buttons=[], format="png", elem_id="picture")
-    with gr.Tab("Draw"):
-        if explainer.light_on_dark:
-            gr.Markdown("Draw a filled shape: the training images show filled shapes, not outlines.")
-        sketch = gr.Sketchpad(
-            label="Drawing",
-            image_mode="L",
-            format="png",
-            canvas_size=(CANVAS, CANVAS),
-            fixed_canvas=True,
-            height=CANVAS + 80,
-            layers=False,
-            transforms=(),
-            buttons=[],
-            brush=gr.Brush(default_size=24, colors=["#000000", "#808080", "#c0c0c0"], color_mode="fixed"),
-            elem_id="sketch",
-        )
-        button = gr.Button("Classify the drawing", variant="primary")
-    return picture, sketch, button
+    with gr.Tabs() as tabs:
+        with gr.Tab("Picture", id="picture"):
+            plain: Any = {"sources": ["upload", "clipboard"], "buttons": [], "format": "png"}
+            picture = gr.Image(show_label=False, height=CANVAS, elem_id="picture", **plain)
+        with gr.Tab("Draw", id="draw"):
+            hint = " Fill the shape: the training images show filled shapes." if explainer.light_on_dark else ""
+            gr.Markdown(f"Choose the brush and draw.{hint}")
+            sketch = gr.Sketchpad(
+                show_label=False,
+                image_mode="L",
+                format="png",
+                canvas_size=(CANVAS, CANVAS),
+                fixed_canvas=True,
+                height=CANVAS + 80,
+                layers=False,
+                transforms=(),
+                buttons=[],
+                brush=gr.Brush(default_size=24, colors=["#000000", "#808080", "#c0c0c0"], color_mode="fixed"),
+                elem_id="sketch",
+            )
+            button = gr.Button("Classify the drawing", variant="primary")
+    return tabs, picture, sketch, button
 
 
 def outputs(explainer: Explainer) -> list[gr.Label | gr.Markdown | gr.Image]:
-    """The bars, the two pictures and the note: what `shown` fills."""
+    """The bars, the note and the two pictures: what `shown` fills."""
     top = min(TOP, len(explainer.predictor.class_names))
-    label = gr.Label(label="Class", num_top_classes=top, elem_id="classes")
+    label = gr.Label(show_label=False, num_top_classes=top, elem_id="classes")
     note = gr.Markdown(elem_id="note")
+    images = []
     with gr.Row():
-        plain: Any = {"interactive": False, "buttons": [], "format": "png", "min_width": 120}
-        seen = gr.Image(label="As the network sees it", alt_text="The picture", elem_id="seen", **plain)
-        text = "The picture with the Grad-CAM map over it: the brighter, the more it adds to the class"
-        overlay = gr.Image(label="Where it finds the class (Grad-CAM)", alt_text=text, elem_id="overlay", **plain)
-    return [label, note, seen, overlay]
+        for name, caption, text in PICTURES:
+            with gr.Column(min_width=120):
+                gr.Markdown(caption)
+                plain: Any = {"interactive": False, "buttons": [], "format": "png", "show_label": False}
+                images.append(gr.Image(alt_text=text, elem_id=name, **plain))
+    return [label, note, *images]
 
 
 def gallery_of(examples: list[Example]) -> gr.Gallery:
     """The examples, with the names of their classes."""
     return gr.Gallery(
         [(example.pixels.squeeze(), example.name) for example in examples],
-        label="Examples from the test set",
+        show_label=False,
         columns=len(examples),
-        height="auto",
         object_fit="contain",
         allow_preview=False,
         interactive=False,
