@@ -19,6 +19,9 @@ from resnet_jax.runs.predictor import Predictor
 
 LIGHT_ON_DARK = ("fashion_mnist", "mnist", "kmnist")  # the named sets of light objects on black
 FILLED = ("fashion_mnist",)  # the object reaches two opposite sides of the image; in the other sets it has a margin
+WIDE = 0.05  # of the longer side: a smaller margin is that of a training image, up to the rounding of its pixels
+RESAMPLING = Image.Resampling.BOX  # the mean of the pixels: an enlarged training image becomes the image itself
+LOOK = 112  # pixels of the longer side of the copy in which the object is found: the noise of a camera averages out
 MIDDLE = 128  # a background from here on is light
 CORNER = 28  # a corner is 1/28 of a side, so it is one pixel of a training image
 TRIM = 13  # a pixel of the object differs from the background by more: 5% of 255, as in Fashion-MNIST
@@ -104,7 +107,7 @@ def as_trained(picture: np.ndarray, predictor: Predictor, invert: bool | None = 
     if dark and (inverted or not same_size):
         picture = _on_black(picture, changes)
     if dark and not same_size:
-        picture = _framed(picture, predictor.info.name, changes)
+        picture = _placed(_trimmed(picture, predictor.info.name, changes), (height, width), changes)
     if picture.shape[0] * width != picture.shape[1] * height:
         changes.append("cropped around its centre")
     return Photo(_to_array(picture, (height, width)), inverted, tuple(changes))
@@ -120,19 +123,47 @@ def _on_black(picture: np.ndarray, changes: list[str]) -> np.ndarray:
     return table[picture]
 
 
-def _framed(picture: np.ndarray, name: str, changes: list[str]) -> np.ndarray:
-    """A square picture with the margin of the training set's. What is done is added to `changes`."""
-    if name in FILLED:
-        rows, columns = (np.flatnonzero(np.any(picture > TRIM, axis=others)) for others in ((1, 2), (0, 2)))
-        if len(rows) and (len(rows), len(columns)) != picture.shape[:2]:
-            picture = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-            changes.append("margin removed")
-    height, width = picture.shape[:2]
-    if height != width:
-        more = max(height, width) - np.array([height, width])
-        picture = np.pad(picture, [*((n // 2, n - n // 2) for n in more.tolist()), (0, 0)])
+def _trimmed(picture: np.ndarray, name: str, changes: list[str]) -> np.ndarray:
+    """The picture without the margin around its object, if the training set has none. It is added to `changes`."""
+    if name not in FILLED:
+        return picture
+    top, bottom, left, right = _object_in(picture)
+    if max(bottom - top, right - left) >= (1 - WIDE) * max(picture.shape[:2]):
+        return picture
+    changes.append("margin removed")
+    return picture[top:bottom, left:right]
+
+
+def _placed(picture: np.ndarray, size: tuple[int, int], changes: list[str]) -> np.ndarray:
+    """The whole picture on black in the middle of `size`, as large as possible.
+
+    It is scaled before it is placed, so that its edges lie on edges of pixels, as in Fashion-MNIST. An odd row or
+    column of black is above or on the left, as in most of its images.
+    """
+    height, width, channels = picture.shape
+    scale = min(size[0] / height, size[1] / width)
+    rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+    image = Image.fromarray(picture[..., 0] if channels == 1 else picture)
+    placed = np.zeros((*size, channels), np.uint8)
+    top, left = (size[0] - rows + 1) // 2, (size[1] - columns + 1) // 2
+    small = np.asarray(image.resize((columns, rows), RESAMPLING)).reshape(rows, columns, channels)
+    placed[top : top + rows, left : left + columns] = small
+    if (rows, columns) != size:
         changes.append("made square with black")
-    return picture
+    return placed
+
+
+def _object_in(picture: np.ndarray) -> tuple[int, int, int, int]:
+    """The rows and columns that hold the object: top, bottom, left and right. All of them for a black picture."""
+    height, width = picture.shape[:2]
+    step = max(1, max(height, width) // LOOK)
+    small = Image.fromarray(picture.max(-1)).reduce(step)
+    bright = np.asarray(small) > TRIM
+    rows, columns = (np.flatnonzero(np.any(bright, axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return 0, height, 0, width
+    bottom, right = (min(int(last[-1] + 1) * step, side) for last, side in ((rows, height), (columns, width)))
+    return int(rows[0]) * step, bottom, int(columns[0]) * step, right
 
 
 def _with_channels(picture: np.ndarray, channels: int) -> np.ndarray:

@@ -128,11 +128,27 @@ def test_a_photo_becomes_the_training_image():
         "margin removed",
         "made square with black",
     )
-    sharp = np.asarray(Image.fromarray(SHIRT[..., 0].repeat(4, 0).repeat(4, 1)).resize((28, 28), 2))[..., None]
-    assert np.abs(photo.pixels.astype(int) - sharp).max() <= 2
+    assert np.abs(photo.pixels.astype(int) - SHIRT).max() <= 1
     digit = as_trained(paper, named("mnist"))  # its margin stays
     assert digit.changes == ("inverted (light background)", "background made black", "made square with black")
     assert digit.pixels[:6].max() == digit.pixels[:, :7].max() == 0 < digit.pixels[9:17, 9:12].min()
+
+
+def test_an_enlarged_training_image_becomes_the_image():
+    """With and without a margin, dark or light, and with the noise of a camera around it."""
+    large = SHIRT.repeat(9, 0).repeat(9, 1)
+    for picture in (large, 255 - large):
+        photo = as_trained(picture, FASHION)
+        np.testing.assert_array_equal(photo.pixels, SHIRT)
+        assert "margin removed" not in photo.changes
+    wide = np.pad(large, [(100, 80), (40, 120), (0, 0)])
+    noise = np.clip(RNG.normal(0, 5, wide.shape), -12, 12)
+    for level in (0, 1):
+        noisy = np.clip(wide + level * noise, 0, 255).astype(np.uint8)
+        photo = as_trained(255 - noisy, FASHION)
+        assert "margin removed" in photo.changes
+        assert np.abs(photo.pixels.astype(int) - SHIRT).mean() < (20 if level else 15)
+        assert abs(int((photo.pixels > 60).any((1, 2)).sum()) - 28) <= 1  # as tall as the image
 
 
 def test_an_empty_photo_is_black():
