@@ -27,6 +27,7 @@ PROMISED = [
     "layer_summary",
     "fit",
     "load",
+    "grad_cam",
 ]
 
 
@@ -55,6 +56,7 @@ def test_every_public_name_exists_once(package):
         ("fit", "config"),
         ("load", "run_dir"),
         ("TensorBoard", "log_dir"),
+        ("grad_cam", "model, variables, images, classes=None, layer=None"),
         ("create_state", "model, optimizer, image_shape, seed=0"),
         ("train_step", "state, batch, axis_name=None"),
     ],

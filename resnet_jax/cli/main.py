@@ -22,6 +22,7 @@ Run = Callable[[Sequence[str], str], int | None]  # flags and name of the comman
 # jax after it has read its flags, so that --help answers at once.
 COMMANDS = {
     "convert": "convert PyTorch weights, or a run, to a folder for --pretrained, and back",
+    "demo": "open a page that shows the class of a picture, and where the network finds it",
     "doctor": "check this machine: devices, versions, kernels, data, disk, and what to do",
     "evaluate": "measure a run on its data, or on another data set",
     "export": "write the network of a run as a StableHLO program",

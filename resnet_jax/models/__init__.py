@@ -2,6 +2,7 @@
 
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
 from resnet_jax.models.features import features
+from resnet_jax.models.grad_cam import grad_cam
 from resnet_jax.models.growth import embed, insert_block
 from resnet_jax.models.layers import BatchNorm, Conv
 from resnet_jax.models.registry import ARCHS, Arch, arch_from_dict, as_arch, create_model, get_arch, list_models
@@ -29,6 +30,7 @@ __all__ = [
     "embed",
     "features",
     "get_arch",
+    "grad_cam",
     "insert_block",
     "layer_summary",
     "list_models",
