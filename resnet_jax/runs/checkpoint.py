@@ -18,7 +18,7 @@ from tqdm import tqdm
 from resnet_jax.errors import CheckpointError, one_line
 from resnet_jax.runs import stored
 from resnet_jax.runs.folders import runs_hint
-from resnet_jax.runs.quiet import quiet
+from resnet_jax.runs.quiet import late_errors, quiet
 from resnet_jax.runs.rundir import kept_in
 from resnet_jax.runs.stored import METRIC, Damaged, Meta, digests
 from resnet_jax.training.metrics import Diverged, diverged
@@ -236,7 +236,8 @@ def kept_checkpoints(run_dir: Path, continued: str) -> Iterator[Checkpoints]:
 def writing() -> Iterator[None]:
     """Turn the errors of Orbax and TensorStore for a failed write into the OSError behind them."""
     try:
-        yield
+        with late_errors():
+            yield
     except (MemoryError, OSError):
         raise
     except Exception as error:

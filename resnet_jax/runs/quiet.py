@@ -26,10 +26,13 @@ def _retrieved(record: logging.LogRecord) -> bool:
 
 
 class LateCalls:
-    """A sys.unraisablehook that ignores calls in an event loop that is closed. before: the hook for everything else."""
+    """A sys.unraisablehook that ignores calls in an event loop that is closed.
+
+    before: the hook for everything else. stays: it is kept until the process ends.
+    """
 
     def __init__(self, before: Callable[[Any], object]):
-        self.before = before
+        self.before, self.stays = before, False
 
     def __call__(self, unraisable: Any) -> None:
         if unraisable.object is not None or str(unraisable.exc_value) != "Event loop is closed":
@@ -38,28 +41,34 @@ class LateCalls:
 
 @contextlib.contextmanager
 def late_errors() -> Iterator[None]:
-    """Ignore what Orbax's reading prints of further arrays after the error of one has been raised.
+    """Ignore the errors of other arrays that arrive after Orbax has raised the error of the first one.
 
     Orbax closes its event loop after the first error. TensorStore calls back in that loop for the other arrays, at any
     time until the process ends. So the filters stay after an error; otherwise hook and logger are as they were before.
     """
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
-    if isinstance(hook, LateCalls):  # since an earlier error
-        yield
-        return
-    sys.unraisablehook = LateCalls(hook)
+    outer = isinstance(hook, LateCalls)  # of a with block around this one, or of an earlier error
+    late = hook if outer else LateCalls(hook)
+    sys.unraisablehook = late
     logger.addFilter(_retrieved)
-    yield
-    sys.unraisablehook = hook
-    logger.removeFilter(_retrieved)
+    try:
+        yield
+    except BaseException:
+        late.stays = True
+        raise
+    finally:
+        if not outer and not late.stays:
+            sys.unraisablehook = hook
+            logger.removeFilter(_retrieved)
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Filter Orbax's messages inside the with block; its logger is then as it was before."""
+    """Filter Orbax's messages inside the with block; its logger is then as it was before. See late_errors too."""
     logger = logging.getLogger("absl")
     logger.addFilter(_worth_logging)
     try:
-        yield
+        with late_errors():
+            yield
     finally:
         logger.removeFilter(_worth_logging)

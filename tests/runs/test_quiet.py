@@ -45,6 +45,16 @@ def test_after_an_error_late_calls_are_ignored_and_nothing_else(seen):
     assert len(seen) == 1  # the second error has not added a second filter
 
 
+def test_an_error_that_is_caught_inside(seen):
+    """As of a damaged checkpoint, after which the next one is read."""
+    with quiet():
+        with pytest.raises(ValueError, match="damaged"), late_errors():
+            raise ValueError("damaged")
+        call_back()
+    call_back()
+    assert seen == []
+
+
 def test_what_orbax_logs_of_a_file_that_no_run_needs(caplog):
     logger = logging.getLogger("absl")
     with caplog.at_level("ERROR", "absl"):
