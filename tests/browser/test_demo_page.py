@@ -134,6 +134,7 @@ def check(opened: Opened, answer: Answer) -> None:
     for name, pixels in (("seen", answer.seen), ("overlay", answer.overlay)):
         source = page.wait_for_selector(f"#{name} img").get_attribute("src")
         shown = np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"), int)
+        assert pixels is not None
         np.testing.assert_allclose(shown, pixels, atol=2)
 
 
