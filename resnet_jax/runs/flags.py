@@ -11,7 +11,6 @@ from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.argv import flags_of, hint, read_words
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.effects import check_effects, unused
-from resnet_jax.runs.override import check_fixed
 from resnet_jax.runs.values import plain
 
 Values = dict[str, Any]  # of fields, by name
@@ -45,7 +44,8 @@ class Asked:
 
     def resumed(self, old: Config, run_dir: Path) -> Config:
         """The config of a run that is resumed, with the values of --config and of the flags."""
-        from resnet_jax.runs.checks import check  # imports jax
+        from resnet_jax.runs.checks import check  # both import jax
+        from resnet_jax.runs.override import check_fixed
 
         config = changed(old, recipe_values(self.recipe) if self.recipe else {})
         config = changed(config, {"resume": True} | self.named | {"run_dir": run_dir})

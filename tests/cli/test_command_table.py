@@ -67,4 +67,5 @@ def test_every_command_shows_examples_that_it_can_read(name, capsys):
 
 def test_version(capsys):
     assert cli.command(["--version"], "resnet-jax") == 0
-    assert capsys.readouterr().out == f"resnet-jax {importlib.metadata.version('resnet_jax')}\n"
+    held = {name: importlib.metadata.version(name) for name in ("resnet_jax", "jax")}
+    assert capsys.readouterr().out == f"resnet_jax {held['resnet_jax']}, jax {held['jax']}\n"
