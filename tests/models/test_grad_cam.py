@@ -1,6 +1,7 @@
 """Grad-CAM, against one worked out by hand in numpy, and against the head of a ResNet."""
 
 from functools import partial
+from typing import Any
 
 import flax_side
 import jax
@@ -174,7 +175,8 @@ class Odd(nn.Module):
             scan = nn.scan(Body, variable_axes={"params": 0}, split_rngs={"params": True}, length=2)
             x, _ = scan(name="body")(x, None)
         if self.form == "vmap":
-            each = nn.vmap(Body, in_axes=(0, None), variable_axes={"params": None}, split_rngs={"params": False})
+            axes: Any = (0, None)
+            each = nn.vmap(Body, in_axes=axes, variable_axes={"params": None}, split_rngs={"params": False})
             x = each(name="body")(x[:, None], None)[0][:, 0]
         x = nn.Dense(3, name="dense")(x.mean((1, 2)))
         return (x, x) if self.form == "pair" else x
