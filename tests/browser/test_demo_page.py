@@ -131,7 +131,8 @@ def check(opened: Opened, answer: Answer) -> None:
     assert words[1::2] == [name for name, _ in ranked]
     shares = [float(word.rstrip("%")) / 100 for word in words[2::2]]
     np.testing.assert_allclose(shares, [share for _, share in ranked], atol=0.006)
-    for name, pixels in (("seen", answer.seen), ("overlay", answer.overlay)):
+    pictures: Any = (("seen", answer.seen), ("overlay", answer.overlay))
+    for name, pixels in pictures:
         source = page.wait_for_selector(f"#{name} img").get_attribute("src")
         shown = np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"), int)
         assert pixels is not None
