@@ -85,6 +85,14 @@ class Explainer:
         return first + (f" Also: {', '.join(others)}." if others else "")
 
 
+def of_upload(explainer: Explainer, path: str) -> Answer:
+    """The answer for a picture that the page received. A client can send any path: others are not opened."""
+    folder = os.environ.get("GRADIO_TEMP_DIR")
+    if not folder or not Path(path).resolve().is_relative_to(Path(folder).resolve()):
+        return Answer(None, None, None, "This is not a picture that the page received.")
+    return explainer.of_file(path)
+
+
 def enlarged(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 1 or 3) as (k H, k W, 3): each pixel becomes a square, with the largest k for which a side is SIDE."""
     times = max(1, SIDE // max(pixels.shape[:2]))

@@ -7,7 +7,7 @@ import gradio as gr  # pyright: ignore[reportMissingImports]  (the extra dev has
 import numpy as np
 from gradio import themes  # pyright: ignore[reportMissingImports]
 
-from resnet_jax.cli.demo_answer import Answer, Explainer, enlarged
+from resnet_jax.cli.demo_answer import Answer, Explainer, enlarged, of_upload
 from resnet_jax.cli.demo_examples import Example
 from resnet_jax.errors import ConfigError
 
@@ -46,7 +46,7 @@ def build(explainer: Explainer, examples: list[Example]) -> gr.Blocks:
         gallery = gallery_of(examples) if examples else None
 
     def of_file(file: dict[str, Any] | None) -> list[Any]:
-        return shown(explainer.of_file(file["path"])) if file else shown(Answer(None, None, None, ""))
+        return shown(of_upload(explainer, file["path"]) if file else Answer(None, None, None, ""))
 
     def of_sketch(drawn: dict[str, Any] | None) -> list[Any]:
         if drawn is None or drawn["composite"] is None:

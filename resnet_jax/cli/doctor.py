@@ -29,8 +29,8 @@ class Doctor:
 
 def doctor(argv: Sequence[str], prog: str) -> int:
     """Print the findings; returns the exit code."""
-    with notes_apart("--json" in argv):
-        asked = parse_as(Doctor, argv, prog, EXAMPLES)
+    asked = parse_as(Doctor, argv, prog, EXAMPLES)
+    with notes_apart(asked.json):
         from resnet_jax.runs.diagnosis import diagnose  # imports jax, if it works
 
         findings, problems = diagnose(asked.data_dir, asked.run_dir)

@@ -38,8 +38,8 @@ class Evaluate:
 
 def evaluate(argv: Sequence[str], prog: str) -> None:
     """Print the figures."""
-    with notes_apart("--json" in argv):
-        asked = parse_as(Evaluate, argv, prog, EXAMPLES)
+    asked = parse_as(Evaluate, argv, prog, EXAMPLES)
+    with notes_apart(asked.json):
         if asked.dataset and asked.data_folder:
             raise ConfigError("--dataset and --data-folder: evaluate one of them; leave the other out")
         opened, found = run_evaluation(asked)

@@ -54,8 +54,8 @@ class Found(NamedTuple):
 
 def predict(argv: Sequence[str], prog: str) -> int:
     """Print the classes of the pictures; returns the exit code: 2 if a picture could not be read."""
-    with notes_apart("--json" in argv):
-        asked = parse_as(Predict, argv, prog, EXAMPLES)
+    asked = parse_as(Predict, argv, prog, EXAMPLES)
+    with notes_apart(asked.json):
         if asked.top < 1:
             raise ConfigError(f"--top {asked.top} must be at least 1")
         found = find(asked.pictures)

@@ -8,6 +8,7 @@ import functools
 import inspect
 import itertools
 import re
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, get_origin
@@ -137,7 +138,7 @@ class Given(argparse.Action):
             value = from_text(flag.name, kind, values)
         value = plain(flag.name, flag.kind, value, flag.place or flag.text)
         if getattr(namespace, flag.name, value) != value:
-            print(f"{flag.text} is given twice: the last value counts")
+            print(f"{flag.text} is given twice: the last value counts", file=sys.stderr)  # stdout may hold JSON
         setattr(namespace, flag.name, value)
 
 

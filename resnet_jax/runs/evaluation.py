@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 from tqdm import tqdm
 
-from resnet_jax import data
+from resnet_jax import data, ops
 from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.listing import scan
 from resnet_jax.errors import CheckpointError, ConfigError, DataError, listed
@@ -24,7 +24,7 @@ from resnet_jax.runs.predictor import Predictor, load
 from resnet_jax.runs.stored import METRIC, Meta
 
 BATCH = 128  # images at a time, unless the run has a batch size
-SMALLEST = 32  # fewer images at a time would be slow
+SMALLEST, LARGEST = 32, 256  # fewer images at a time would be slow, and more need more memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,12 +106,17 @@ def own_data(opened: Opened) -> ImageDataset:
     config = opened.config
     if config is None:
         raise DataError(f"{opened.path} does not say where its data is; give --dataset NAME or --data-folder PATH")
-    dataset = build.load_data(config)
+    return check_digest(opened, build.load_data(config))
+
+
+def check_digest(opened: Opened, dataset: ImageDataset) -> ImageDataset:
+    """The data itself; DataError unless it is what the run was trained on."""
     digest = opened.meta["data"]["digest"] if "data" in opened.meta else ""
-    if digest and dataset.digest != digest:
+    if digest and opened.config and dataset.digest != digest:
+        folder = opened.config.data.data_folder
         raise DataError(
-            f"the pictures in {config.data.data_folder} are not those that the run was trained on; "
-            f"evaluate RUN --data-folder {config.data.data_folder} uses them as they are now"
+            f"the pictures in {folder} are not those that the run was trained on; "
+            f"evaluate RUN --data-folder {folder} uses them as they are now"
         )
     return dataset
 
@@ -157,7 +162,8 @@ def evaluate(opened: Opened, dataset: ImageDataset, part: str, name: str = "") -
     name = name or dataset.name
     images, labels = getattr(dataset, part)
     arrays = Arrays(images, numbers_of(dataset.class_names, predictor.class_names, name)[labels])
-    found = probabilities(predictor, images, batch_size(opened.config))
+    with ops.cpu_kernels(kernels_of(opened.config)):
+        found = probabilities(predictor, images, batch_size(opened.config))
     return Evaluation(name, part, arrays, found, figures(found, arrays.labels, predictor.class_names), recorded)
 
 
@@ -172,11 +178,21 @@ def numbers_of(names: tuple[str, ...], known: tuple[str, ...], data_name: str) -
 
 
 def batch_size(config: Config | None) -> int:
-    """The number of images at a time: a device's share of the run's batch, as its own evaluation has."""
+    """The number of images at a time: a device's share of the run's batch, between SMALLEST and LARGEST.
+
+    A run on many devices may have a batch that is too large for the memory of this machine.
+    """
     if config is None:
         return BATCH
     count = len(jax.local_devices())
-    return max(SMALLEST, -(-config.batch_size // min(config.run.devices or count, count)))
+    share = -(-config.batch_size // min(config.run.devices or count, count))
+    return min(max(SMALLEST, share), LARGEST)
+
+
+def kernels_of(config: Config | None) -> str:
+    """The CPU kernels that the run evaluates with; auto if this machine does not have them."""
+    chosen = config.run.cpu_kernels if config else "auto"
+    return "auto" if chosen == "onednn" and not ops.native_available() else chosen
 
 
 @without_x64()

@@ -49,11 +49,11 @@ def facts_of(found: Found) -> list[Fact]:
                 facts.append(Fact(f"{part.capitalize()} accuracy", accuracy, f"of epoch {last.get('epoch')}"))
     epochs = f"{len(rows)} of {found.config.epochs}" if found.config else str(len(rows))
     facts.append(Fact("Epochs", epochs, f"{last['step']:,} steps" if "step" in last else ""))
-    seconds = [(row["train_seconds"], row["eval_seconds"]) for row in rows if "train_seconds" in row]
-    if seconds:
-        train, evaluation = map(sum, zip(*seconds, strict=True))
+    timed = [row for row in rows if {"train_seconds", "eval_seconds", "images_per_second"} <= row.keys()]
+    if timed:
+        train, evaluation = (sum(row[f"{part}_seconds"] for row in timed) for part in ("train", "eval"))
         facts.append(Fact("Time", duration(train + evaluation), f"{duration(evaluation)} of it for evaluation"))
-        images = sum(row["images_per_second"] * row["train_seconds"] for row in rows if "train_seconds" in row)
+        images = sum(row["images_per_second"] * row["train_seconds"] for row in timed)
         facts.append(Fact("Images per second", f"{images / train:,.0f}", "in training"))
     if found.opened:
         leaves = jax.tree.leaves(found.opened.predictor.variables["params"])

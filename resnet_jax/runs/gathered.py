@@ -18,10 +18,11 @@ from resnet_jax.reporting.page import Evaluated, Mistake, Picture, Report
 from resnet_jax.reporting.thumbnails import data_uri
 from resnet_jax.runs import build, repeat, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
-from resnet_jax.runs.evaluation import Evaluation, Opened, evaluate, open_run, own_data, pick_part
+from resnet_jax.runs.evaluation import Evaluation, Opened, check_digest, evaluate, open_run, own_data, pick_part
 from resnet_jax.runs.facts import Found, about, facts_of, options_of, override_words
 from resnet_jax.runs.history import read_rows
 from resnet_jax.runs.stored import Meta
+from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.step import epoch_rows
 
 MISTAKES, AUGMENTED = 36, 10
@@ -112,7 +113,11 @@ def _evaluate(found: Found, own: Own | None, read: Read) -> None:
         found.notes.append("There are no figures: the data has neither a test nor a validation part.")
         return
     part = pick_part(found.dataset, "", found.dataset.name)
-    found.evaluation = evaluate(found.opened, found.dataset, part)
+    try:
+        with enough_memory():
+            found.evaluation = evaluate(found.opened, found.dataset, part)
+    except UserError as error:
+        found.notes.append(f"There are no figures: the evaluation failed ({error}).")
 
 
 def _report(found: Found, own: Own | None) -> Report:
@@ -214,6 +219,6 @@ def same_data(reads: dict[Any, ImageDataset]) -> Read:
         key = (opened.config.data, opened.config.seed) if opened.config else opened.path
         if key not in reads:
             reads[key] = own_data(opened)
-        return reads[key]
+        return check_digest(opened, reads[key])
 
     return read

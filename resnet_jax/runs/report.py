@@ -19,8 +19,8 @@ def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None)
     """Write the report of a run, and return the path of the page.
 
     Without `out` the folder of the run gets report.html, curves.png and confusion.png. With `out` that page alone is
-    written. own: of a fit that has just ended; otherwise the data is read again. Files of another maker are never
-    replaced. Raises ConfigError and CheckpointError.
+    written. own: of a fit that has just ended; otherwise the data is read again. Files that `report` did not make
+    are never replaced. Raises ConfigError and CheckpointError.
     """
     page.check_installed()
     check_folder(run_dir)
@@ -34,6 +34,8 @@ def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None)
             write(paths[1], plots.curves_png(report.history))
         if evaluation is not None:
             write(paths[2], plots.confusion_png(evaluation.figures))
+        else:  # that of an earlier report would show another checkpoint
+            paths[2].unlink(missing_ok=True)
     write(paths[0], content.encode())
     return paths[0]
 
@@ -56,6 +58,8 @@ def report_of_fit(run_dir: Path, own: Own) -> None:
     """Write the report at the end of a fit, and print one line. A failure does not end the run."""
     try:
         tqdm.write(f"report: {write_report(run_dir, own)}")
+    except KeyboardInterrupt:  # the result of the fit must not be lost
+        tqdm.write(f"no report: interrupted; `report {run_dir}` makes it")
     except UserError as error:
         tqdm.write(f"no report: {error}")
     except Exception as error:  # the run has ended well, and its checkpoints are good

@@ -6,6 +6,7 @@ import datetime
 import itertools
 import json
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import filelock
 from resnet_jax.errors import CheckpointError, ConfigError, listed, one_line
 from resnet_jax.paths import check_readable, check_writable
 from resnet_jax.runs.config import Config, DataConfig, from_dict
-from resnet_jax.runs.folders import CHECKPOINTS, CONFIG_FILE, LOCK, METRICS_FILE, runs_in
+from resnet_jax.runs.folders import CHECKPOINTS, CONFIG_FILE, LOCK, METRICS_FILE, TENSORBOARD, runs_in
 from resnet_jax.runs.override import check_same, differences
 from resnet_jax.whole_file import whole_file
 
@@ -242,9 +243,12 @@ def _removed_if_unused(run_dir: Path, made: Sequence[Path]) -> Iterator[None]:
     except Exception:
         rows = run_dir / METRICS_FILE
         with contextlib.suppress(OSError):
-            if _is_unused(run_dir, also=(CONFIG_FILE, METRICS_FILE)) and not (rows.exists() and rows.stat().st_size):
+            if _is_unused(run_dir, also=(CONFIG_FILE, METRICS_FILE, TENSORBOARD)) and not (
+                rows.exists() and rows.stat().st_size
+            ):
                 for name in (CONFIG_FILE, METRICS_FILE, LOCK):
                     (run_dir / name).unlink(missing_ok=True)
+                shutil.rmtree(run_dir / TENSORBOARD, ignore_errors=True)
                 for folder in (run_dir / CHECKPOINTS, *made):  # the deepest first
                     if folder.exists():
                         folder.rmdir()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_jax import cli, create_model, data, grad_cam, load
 from resnet_jax.cli import demo, demo_examples
-from resnet_jax.cli.demo_answer import SIDE, Explainer, enlarged
+from resnet_jax.cli.demo_answer import SIDE, Explainer, enlarged, of_upload
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch
@@ -110,6 +110,20 @@ def test_a_bad_picture_is_a_note(fashion, tmp_path, name):
     assert re.match(BAD[name], answer.note), answer.note
     assert str(tmp_path) not in answer.note
     assert "\n" not in answer.note
+
+
+def test_only_pictures_that_the_page_received_are_opened(fashion, tmp_path, monkeypatch):
+    """A client can name any path on this machine."""
+    (tmp_path / "received").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "received"))
+    for name in ("private.png", "received/own.png"):
+        Image.fromarray(photo(light=True)).save(tmp_path / name)
+    (tmp_path / "received" / "link.png").symlink_to(tmp_path / "private.png")
+    assert of_upload(fashion, str(tmp_path / "received" / "own.png")).probabilities
+    for path in ("private.png", "received/../private.png", "received/link.png", "missing.png"):
+        assert of_upload(fashion, str(tmp_path / path))[:3] == (None, None, None)
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    assert of_upload(fashion, str(tmp_path / "received" / "own.png"))[:3] == (None, None, None)
 
 
 def test_a_network_that_takes_no_pictures():

@@ -249,7 +249,7 @@ def test_underscores_and_a_value_after_an_equals_sign():
 
 def test_a_flag_that_is_given_twice_is_reported(capsys):
     assert parse(["--epochs", "3", "--epochs", "4", "--flip", "--no-flip", "--seed", "1", "--seed=1"]).epochs == 4
-    assert capsys.readouterr().out.splitlines() == [
+    assert capsys.readouterr().err.splitlines() == [
         "--epochs is given twice: the last value counts",
         "--flip is given twice: the last value counts",
     ]

@@ -1,5 +1,6 @@
 """The report of a run: what is written, and what it says when something is missing."""
 
+import dataclasses
 import json
 import shutil
 
@@ -10,7 +11,7 @@ import pytest
 import resnet_jax
 from resnet_jax import fit
 from resnet_jax.data import from_arrays
-from resnet_jax.errors import CheckpointError, ConfigError
+from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.reporting import page
 from resnet_jax.runs import report
 from resnet_jax.runs.evaluation import open_run, own_data
@@ -260,8 +261,18 @@ def test_several_runs_in_one_page(reported, copy, tmp_path, capsys):
     assert not (tmp_path / "other.html").exists()
 
 
-def test_data_that_differs_is_read_again(reported, monkeypatch):
+def test_runs_with_the_same_data_share_it(reported):
     reads = {}
     opened = open_run(reported)
     assert same_data(reads)(opened) is same_data(reads)(opened)
     assert len(reads) == 1
+
+
+def test_shared_data_is_checked_against_the_digest_of_each_run(reported):
+    """The pictures of a folder may have changed between two runs."""
+    opened = open_run(reported)
+    read = same_data({})
+    read(opened)
+    meta = opened.meta | {"data": opened.meta["data"] | {"digest": "of other pictures"}}
+    with pytest.raises(DataError, match="are not those that the run was trained on"):
+        read(dataclasses.replace(opened, meta=meta))

@@ -178,3 +178,15 @@ def test_an_interruption_and_a_resumed_run_leave_the_folder():
         with pytest.raises(error):
             run_that_ends(Path(error.__name__), error, {}, new=new)
         assert Path(error.__name__, CONFIG_FILE).exists()
+
+
+def test_a_new_run_that_fails_before_its_first_checkpoint_leaves_no_event_files(tmp_path):
+    def fail():
+        with hold(tmp_path / "run", new=True, named=True) as run_dir:
+            (run_dir / "tensorboard").mkdir()
+            (run_dir / "tensorboard" / "events").write_text("first")
+            raise ValueError("out of memory")
+
+    with pytest.raises(ValueError, match="out of memory"):
+        fail()
+    assert not (tmp_path / "run").exists()
