@@ -60,7 +60,7 @@ def test_one_picture_is_one_line_for_people(run_dir, pictures, capsys):
 
 
 def test_an_inverted_picture_is_reported(run_dir, pictures, monkeypatch, capsys):
-    """The made set is none of those that are light on dark; --invert always is for any."""
+    """The made set is not light on dark. --invert always works for every set."""
     Image.fromarray(255 - IMAGES[0, ..., 0]).save("negative.png")
     (row,) = json.loads(predict(capsys, run_dir, "negative.png", "--invert", "always", "--json")[1])
     (plain,) = json.loads(predict(capsys, run_dir, pictures / "0.png", "--json")[1])
