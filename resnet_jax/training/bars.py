@@ -43,7 +43,7 @@ class PrintsAbove:
             sys.stdout = self
 
     def write(self, text: str) -> int:
-        """Hold the text until its line is complete. After `stop`, which the caller may not know of, write it at once."""
+        """Hold the text until its line is complete. After `stop`, write it at once."""
         if self._bar is None:
             return self._stream.write(text)
         lines, newline, self._line = (self._line + text).rpartition("\n")
