@@ -3,12 +3,17 @@
 import importlib.metadata
 
 
-def version(package: str) -> str:
-    """The installed version of a package."""
+def installed(package: str) -> str | None:
+    """The version of a package; None if it is not installed, as resnet_jax itself when it is run from a checkout."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"  # resnet_jax itself, run from a checkout
+        return None
+
+
+def version(package: str) -> str:
+    """The version of a package in words."""
+    return installed(package) or "not installed"
 
 
 def versions() -> str:

@@ -71,7 +71,7 @@ def run_evaluation(asked: Evaluate) -> tuple["Opened", "Evaluation"]:
 
 def as_dict(opened: "Opened", found: "Evaluation") -> dict[str, Any]:
     """The figures as plain values."""
-    from resnet_jax.reporting.page import confusions
+    from resnet_jax.reporting.figures import confusions
 
     return {
         "run": str(opened.path),
@@ -88,7 +88,7 @@ def as_dict(opened: "Opened", found: "Evaluation") -> dict[str, Any]:
 
 def as_text(opened: "Opened", found: "Evaluation") -> str:
     """The figures as lines."""
-    from resnet_jax.reporting.page import confusions
+    from resnet_jax.reporting.figures import confusions
 
     held = found.figures
     width = max(len("class"), *(len(one.name) for one in held.classes))

@@ -115,3 +115,11 @@ def reliability(confidence: np.ndarray, right: np.ndarray, bins: int = BINS) -> 
         means = (float(confidence[inside].mean()), float(right[inside].mean())) if count else (None, None)
         held.append(Bin(float(edges[i]), float(edges[i + 1]), count, *means))
     return tuple(held)
+
+
+def confusions(figures: Figures, most: int = 10) -> list[tuple[str, str, int, float]]:
+    """The most frequent mistakes: true class, predicted class, images, share of the true class."""
+    matrix, names = figures.confusion, [one.name for one in figures.classes]
+    pairs = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j and matrix[i, j]]
+    pairs = sorted(pairs, key=lambda pair: -matrix[pair])[:most]
+    return [(names[i], names[j], int(matrix[i, j]), float(matrix[i, j] / matrix[i].sum())) for i, j in pairs]

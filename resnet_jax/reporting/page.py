@@ -9,7 +9,7 @@ from typing import Any
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.reporting.charts import Chart, Series, curve, line_chart, reliability_chart
-from resnet_jax.reporting.figures import Figures
+from resnet_jax.reporting.figures import Figures, confusions
 
 TEMPLATES = Path(__file__).parent / "templates"
 GENERATOR = "resnet_jax report"  # in the head of each page
@@ -159,14 +159,6 @@ def curves(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]]) -> list[Chart]:
 
 def _of_runs(runs: Sequence[tuple[str, Sequence[dict[str, Any]]]], key: str) -> list[Series]:
     return [curve(rows, key, name) for name, rows in runs]
-
-
-def confusions(figures: Figures, most: int = 10) -> list[tuple[str, str, int, float]]:
-    """The most frequent mistakes: true class, predicted class, images, share of the true class."""
-    matrix, names = figures.confusion, [one.name for one in figures.classes]
-    pairs = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j and matrix[i, j]]
-    pairs = sorted(pairs, key=lambda pair: -matrix[pair])[:most]
-    return [(names[i], names[j], int(matrix[i, j]), float(matrix[i, j] / matrix[i].sum())) for i, j in pairs]
 
 
 def shades(figures: Figures) -> list[list[tuple[int, int]]]:

@@ -1,7 +1,6 @@
 """TensorBoard: a callback that writes curves, augmented images and the confusion matrix of a fit."""
 
 import dataclasses
-import functools
 import numbers
 import os
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from resnet_jax.training.loop import EVALUATED, Loop
 from resnet_jax.training.metrics import Row
 from resnet_jax.training.parallel import group_of, on_devices, shard
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import epoch_rows, eval_rows, predict
+from resnet_jax.training.step import epoch_rows, eval_rows, image_keys, predict
 
 COLUMNS = 8  # of the picture of augmented images
 NOT_CURVES = ("epoch", "step")
@@ -131,9 +130,7 @@ def augmented(loop: Loop, count: int) -> np.ndarray:
 
     @jax.jit
     def make(images):
-        key = jax.random.fold_in(jax.random.key(program.seed), loop.step)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(len(rows)))
-        return preprocess.train(keys, images)
+        return preprocess.train(image_keys(program.seed, loop.step, jnp.arange(len(rows))), images)
 
     return np.asarray(make(images[rows]))
 

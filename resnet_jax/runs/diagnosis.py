@@ -1,6 +1,5 @@
 """What a machine has for training, and its problems. A broken part is reported, and the others are still checked."""
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -13,6 +12,7 @@ from resnet_jax import cores
 from resnet_jax.errors import UserError, one_line
 from resnet_jax.paths import cache_home, user_path
 from resnet_jax.runs.machine import accelerators, memory
+from resnet_jax.versions import installed
 
 Findings = dict[str, dict[str, Any]]
 GB = 1e9
@@ -70,19 +70,12 @@ def diagnose(data_dir: str = "", run_dir: str = "runs") -> tuple[Findings, list[
 
 def versions(report: Report) -> dict[str, Any]:
     """The version of Python and of each package; None if it is not installed."""
-    found: dict[str, Any] = {"python": platform.python_version(), "resnet_jax": _version("resnet_jax") or "a checkout"}
-    found |= {package: _version(package) for package in PACKAGES}
+    found: dict[str, Any] = {"python": platform.python_version(), "resnet_jax": installed("resnet_jax") or "a checkout"}
+    found |= {package: installed(package) for package in PACKAGES}
     for package in PACKAGES:
         if found[package] is None:
             report(Problem(f"{package} is not installed", "install it: pip install resnet_jax", fatal=True))
     return found
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def devices(report: Report) -> dict[str, Any]:
@@ -143,7 +136,7 @@ def kernels(report: Report) -> dict[str, Any]:
         report(Problem(f"convolutions on the CPU are XLA's, which are slower: {what}", do))
     bfloat16 = {"fast": "yes", "slow": "in float32 inside", "": "no"}[ops.native_bfloat16()]
     return {
-        "native kernels": "not used" if problem else f"oneDNN, resnet_jax_onednn {_version('resnet_jax_onednn')}",
+        "native kernels": "not used" if problem else f"oneDNN, resnet_jax_onednn {installed('resnet_jax_onednn')}",
         "instruction sets": [name for name in SETS if name in cpu_flags()],
         "native convolutions in bfloat16": bfloat16,
         "training uses": "XLA" if problem else "oneDNN",

@@ -23,7 +23,7 @@ from resnet_jax.runs.facts import Found, about, facts_of, options_of, override_w
 from resnet_jax.runs.history import read_rows
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training.memory import enough_memory
-from resnet_jax.training.step import epoch_rows
+from resnet_jax.training.step import epoch_rows, image_keys
 
 MISTAKES, AUGMENTED = 36, 10
 Read = Callable[[Opened], ImageDataset]
@@ -178,8 +178,7 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
         return ()
     images, labels = found.dataset.train
     rows = epoch_rows(seed, 0, len(labels), batch, 1)[0, 0, :AUGMENTED]
-    first = jax.random.fold_in(jax.random.key(seed), 0)  # of the first step
-    keys = jax.vmap(lambda place: jax.random.fold_in(first, place))(np.arange(len(rows)))
+    keys = image_keys(seed, 0, jax.device_put(np.arange(len(rows))))
     pictures = np.asarray(dataclasses.replace(preprocess, mean_std=None).train(keys, jax.device_put(images[rows])))
     names = found.dataset.class_names
     return tuple(

@@ -120,6 +120,12 @@ def step_key(state: TrainState) -> jax.Array:
     return jax.random.fold_in(jax.random.key(state.seed), state.step)
 
 
+def image_keys(seed: Any, step: Any, places: jax.Array) -> jax.Array:
+    """The random keys (N,) that augment the images at `places` (N,) of the batch of a step, counted from 0."""
+    first = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda place: jax.random.fold_in(first, place))(places)
+
+
 def mean_over_devices(tree: Any, axes: Any) -> Any:
     """pmean of the floating leaves, pmax of the others, such as counters."""
     return jax.tree.map(lambda x: (lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax)(x, axes), tree)
@@ -179,7 +185,7 @@ def make_train_steps(
         group = group_of(rows)
         # each place in the global batch has a key, so that augmentation does not depend on the number of devices
         places = group.index * rows.shape[0] + jnp.arange(rows.shape[0])
-        keys = jax.vmap(lambda place: jax.random.fold_in(step_key(state), place))(places)
+        keys = image_keys(state.seed, state.step, places)
         return update(state, preprocess.train(keys, data.images[rows]), data.labels[rows], group)
 
     @cache

@@ -3,7 +3,6 @@
 import base64
 import io
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +21,6 @@ from resnet_jax.cli.demo_examples import examples_of
 
 pytestmark = pytest.mark.browser
 
-ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 COLOURS = {"apple": (200, 40, 40), "leaf": (40, 180, 60), "sky": (60, 90, 220)}
 DROP = """
 async ([selector, content]) => {
@@ -84,16 +82,6 @@ def address(run_dir) -> Iterator[str]:
         server.send_signal(signal.SIGINT)
         rest, _ = server.communicate(timeout=60)
     assert (server.returncode, rest) == (0, "the page is closed\n")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright  # pyright: ignore[reportMissingImports]
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

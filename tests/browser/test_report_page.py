@@ -1,7 +1,5 @@
 """The pages of reports in Debian's Chromium: no request to the network, phones, contrast, keyboard."""
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ from resnet_jax.reporting import page
 
 pytestmark = pytest.mark.browser
 
-ARGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 SIZES = {"desktop": (1200, 900), "phone": (375, 800)}
 PAGES = {
     "report": lambda: page.render(make_report()),
@@ -47,16 +44,6 @@ CONTRASTS = """
 }
 """
 FOCUSABLE = "a[href], button, input, select, textarea, summary, [tabindex='0']"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(params=PAGES)
