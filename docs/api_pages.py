@@ -17,7 +17,7 @@ import resnet_jax
 from resnet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from sphinx.application import Sphinx
+    from sphinx.application import Sphinx  # pyright: ignore[reportMissingImports]  (the extra dev has no Sphinx)
 
 MARK = "<!-- the public names -->"
 # The sections of the names that `import resnet_jax` offers, by the package that defines them. Others get its name.

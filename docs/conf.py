@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import api_pages
-from sphinx.application import Sphinx
+from sphinx.application import Sphinx  # pyright: ignore[reportMissingImports]  (the extra dev has no Sphinx)
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("docs", "notebooks", "README.md", "CHANGELOG.md", "CONTRIBUTING.md")

@@ -77,7 +77,7 @@ def settings() -> Iterator[None]:
 def check_gradio() -> None:
     """Raise ConfigError if Gradio cannot be imported."""
     try:
-        import gradio  # noqa: F401
+        import gradio  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ConfigError(f'demo needs Gradio ({error}); pip install "resnet_jax[demo]" installs it') from None
 
