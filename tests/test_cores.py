@@ -5,22 +5,14 @@ import os
 from pathlib import Path
 
 import pytest
+from fake_cgroups import V1_MEMORY, V2, tree
 from hypothesis import given
 from hypothesis import strategies as st
 
 from resnet_jax import cores
 
-V2 = "31 23 0:28 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup rw,nsdelegate"
 V1 = "32 31 0:29 {root} /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct"
-OTHER = "40 31 0:37 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n22 1 0:5 / / rw - ext4 /dev/vda rw"
 MOUNT2, MOUNT1 = "sys/fs/cgroup", "sys/fs/cgroup/cpu,cpuacct"
-
-
-def tree(folder: Path, mounts: str, cgroup: str, files: dict[str, str]) -> Path:
-    for path, text in {"proc/self/mountinfo": f"{OTHER}\n{mounts}\n", "proc/self/cgroup": cgroup, **files}.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(text)
-    return folder
 
 
 def v1(path: str, quota: int, period: int = 100000) -> dict[str, str]:
@@ -84,7 +76,7 @@ CASES = {
 def test_the_quota_of_a_container(tmp_path, monkeypatch, case):
     """Issue 11, case 24."""
     mounts, cgroup, files, quota = CASES[case]
-    root = tree(tmp_path, mounts.replace("{root}", "/"), cgroup, files)
+    root = tree(tmp_path, f"{V1_MEMORY}\n{mounts}".replace("{root}", "/"), cgroup, files)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
     assert cores.cpu_quota(root) == quota
     assert cores.cpu_count(root) == (64 if quota is None else math.ceil(quota))

@@ -12,12 +12,24 @@ from resnet_jax.cli.main import COMMANDS
 PACKAGE = Path(resnet_jax.__file__).parent
 
 # what each part of the house may know beside itself; a part that is not here is a mistake
-GROUND = {"arguments", "cores", "errors", "interrupts", "paths", "versions", "whole_file"}
+GROUND = {
+    "arguments",
+    "cgroups",
+    "cores",
+    "errors",
+    "host_memory",
+    "interrupts",
+    "paths",
+    "versions",
+    "whole_file",
+}
 ALLOWED = {
     "errors": set(),
     "arguments": {"errors"},
     "versions": set(),
-    "cores": set(),
+    "cgroups": set(),
+    "cores": {"cgroups"},
+    "host_memory": {"cgroups"},
     "interrupts": set(),
     "paths": {"errors"},
     "whole_file": set(),

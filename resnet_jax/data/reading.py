@@ -1,6 +1,5 @@
 """Many pictures decoded into one array, in parallel. It imports Pillow, so import it late."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from resnet_jax.cores import cpu_count
 from resnet_jax.data import pictures
 from resnet_jax.data.cache import Entry
 from resnet_jax.errors import DataError, one_line
+from resnet_jax.host_memory import memory
 
 LONGEST = 224  # pixels of the longer side, where pictures differ in size and no size is given
 BAR_DELAY = 0.5  # seconds; a small folder is read before a bar is worth showing
@@ -83,10 +83,10 @@ def _choose_size(headers: list[pictures.Header], log: Callable[[str], object]) -
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
-    """An array to fill. DataError if it is larger than this machine's memory."""
+    """An array to fill. DataError if it is larger than the memory of this machine or container."""
     need = int(np.prod(shape, dtype=np.int64))
-    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else need
-    if need > have:
+    have = memory().total
+    if have is not None and need > have:
         count, height, width, channels = shape
         raise DataError(
             f"image_size {height}x{width}: {count} pictures with {channels} channels need {need / 1e9:.0f} GB of "

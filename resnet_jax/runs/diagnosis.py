@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from resnet_jax import cores
 from resnet_jax.errors import UserError, one_line
+from resnet_jax.host_memory import memory
 from resnet_jax.paths import cache_home, user_path
-from resnet_jax.runs.machine import accelerators, memory
+from resnet_jax.runs.machine import accelerators
 from resnet_jax.versions import installed
 
 Findings = dict[str, dict[str, Any]]

@@ -1,36 +1,15 @@
-"""Memory and accelerators, as Linux shows them, without JAX."""
+"""The accelerators of this machine, as Linux shows them, without JAX."""
 
 import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path("/")
-LIMITS = ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes")  # cgroup v2, v1
 NVIDIA, GOOGLE = "0x10de", "0x1ae0"  # PCI vendors
 # PCI devices of Google that are TPUs; others are network cards and disks. Source: jax._src.hardware_utils
 TPUS = {"0x0027": "v3", "0x005e": "v4", "0x0062": "v5p", "0x0063": "v5e", "0x006f": "v6e", "0x0076": "7x"}
 DISPLAYS = ("0x0300", "0x0302")  # the PCI classes of a GPU
-
-
-class Memory(NamedTuple):
-    """Bytes; None if they are unknown. total: of the machine, or the limit of the container if it is less."""
-
-    available: int | None
-    total: int | None
-
-
-def memory(root: Path = ROOT) -> Memory:
-    """The memory of this machine or container. root: the folder that holds proc and sys, for tests."""
-    lines = _text(root / "proc/meminfo").splitlines()
-    held = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if rest}
-    total, available = held.get("MemTotal"), held.get("MemAvailable")
-    limits = [int(text) for text in (_text(root / path).strip() for path in LIMITS) if text.isdigit()]
-    if total is not None and limits and min(limits) < total:
-        total = min(limits)
-        available = None if available is None else min(available, total)
-    return Memory(available, total)
 
 
 def accelerators(root: Path = ROOT) -> list[str]:

@@ -1,11 +1,10 @@
 """A lack of memory, on a device or on the host, as an error of one line."""
 
 import contextlib
-import math
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from resnet_jax import host_memory
 from resnet_jax.errors import ConfigError, TrainingError, one_line
 
 if TYPE_CHECKING:
@@ -36,11 +35,10 @@ def check_size(variables: "PyTree", device: "Device") -> None:
 
 
 def memory_of(device: "Device") -> int | None:
-    """The memory of a device in bytes; that of the machine for a CPU. None if it is unknown."""
+    """The memory of a device in bytes; that of the machine or its container for a CPU. None if it is unknown."""
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    names = ("SC_PAGE_SIZE", "SC_PHYS_PAGES")
-    return math.prod(map(os.sysconf, names)) if {*names} <= os.sysconf_names.keys() else None
+    return host_memory.memory().total
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import pytest
 
 from resnet_jax.runs import diagnosis, machine
-from resnet_jax.runs.machine import Memory
 
 
 def write(root, files):
@@ -16,27 +15,6 @@ def write(root, files):
 def card(number, vendor, device, kind):
     folder = f"sys/bus/pci/devices/{number}"
     return {f"{folder}/vendor": vendor, f"{folder}/device": device, f"{folder}/class": kind}
-
-
-MEMORY = "MemTotal:  8000 kB\nMemFree: 1 kB\nMemAvailable:  6000 kB\n"
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"proc/meminfo": MEMORY}, Memory(6000 * 1024, 8000 * 1024)),
-        ({"proc/meminfo": MEMORY, "sys/fs/cgroup/memory.max": "4096000\n"}, Memory(4096000, 4096000)),
-        ({"proc/meminfo": MEMORY, "sys/fs/cgroup/memory.max": "max\n"}, Memory(6000 * 1024, 8000 * 1024)),
-        (
-            {"proc/meminfo": MEMORY, "sys/fs/cgroup/memory/memory.limit_in_bytes": "7168000"},
-            Memory(6000 * 1024, 7168000),
-        ),
-        ({}, Memory(None, None)),
-    ],
-)
-def test_memory(files, expected, tmp_path):
-    write(tmp_path, files)
-    assert machine.memory(tmp_path) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A lack of memory and of devices, as the Trainer reports it."""
 
 import types
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from flax import linen as nn
 from jax import numpy as jnp
 
 import resnet_jax
+from resnet_jax import host_memory
 from resnet_jax.errors import ConfigError, TrainingError
 from resnet_jax.training.memory import check_size, enough_memory, memory_of
 from resnet_jax.training.parallel import pick_devices
@@ -119,6 +121,16 @@ def test_a_network_that_is_larger_than_the_memory():
     wide = resnet_jax.create_model("resnet18", 2, width=100000, stem="small")
     with pytest.raises(ConfigError, match="the network is too large"):
         trainer(image_size=32).fit(wide, DATA)
+
+
+def test_the_limit_of_a_container_counts(monkeypatch):
+    """The same network fits on a machine with twice the memory."""
+    network = {"params": jax.ShapeDtypeStruct((2**20,), np.float32)}
+    for held in (2**23, 2**23 - 1):
+        monkeypatch.setattr(host_memory, "memory", lambda held=held: host_memory.Memory(None, held))
+        refused = pytest.raises(ConfigError, match=r"and this cpu has 0\.0 GiB") if held < 2**23 else nullcontext()
+        with refused:
+            check_size(network, jax.devices()[0])
 
 
 @pytest.mark.parametrize(("stats", "held"), [({"bytes_limit": 100}, 100), ({}, None), (None, None)])
