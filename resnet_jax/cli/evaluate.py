@@ -29,7 +29,9 @@ class Evaluate:
     dataset: str = ""
     """A named data set with the same classes, such as fashion_mnist. Empty: the data of the run."""
     data_folder: PathText = ""
-    """A folder of pictures whose class folders are classes of the run: PATH/CLASS/*.png, or test/ above the classes."""
+    """A folder of pictures whose class folders are classes of the run: PATH/CLASS/*.png, or test/ above the classes.
+    The pictures are prepared as predict prepares them: for runs on fashion_mnist, mnist and kmnist those with a light
+    background are inverted."""
     part: Literal["auto", "test", "validation", "train"] = "auto"
     """The part of the data. auto: test, or else validation; all pictures of a folder without parts."""
     json: bool = False
@@ -56,9 +58,9 @@ def run_evaluation(asked: Evaluate) -> tuple["Opened", "Evaluation"]:
 
     check_folder(Path(asked.run))
     opened, part = evaluation.open_run(Path(asked.run)), "" if asked.part == "auto" else asked.part
-    whole = False
+    whole, changes = False, {}
     if asked.data_folder:
-        dataset, whole = evaluation.folder_data(opened, asked.data_folder)
+        dataset, whole, changes = evaluation.folder_data(opened, asked.data_folder)
     else:
         dataset = evaluation.named_data(opened, asked.dataset) if asked.dataset else evaluation.own_data(opened)
     if whole and part not in ("", "train"):
@@ -66,12 +68,14 @@ def run_evaluation(asked: Evaluate) -> tuple["Opened", "Evaluation"]:
     name = asked.data_folder or asked.dataset  # "": the run's own data
     part = "train" if whole else evaluation.pick_part(dataset, part, name or dataset.name)
     found = evaluation.evaluate(opened, dataset, part, name)
-    return opened, dataclasses.replace(found, part="all pictures") if whole else found
+    shown = "all pictures" if whole else part
+    return opened, dataclasses.replace(found, part=shown, changes=changes.get(part, {}))
 
 
 def as_dict(opened: "Opened", found: "Evaluation") -> dict[str, Any]:
     """The figures as plain values."""
     from resnet_jax.reporting.figures import confusions
+    from resnet_jax.runs.photos import INVERTED
 
     return {
         "run": str(opened.path),
@@ -80,6 +84,8 @@ def as_dict(opened: "Opened", found: "Evaluation") -> dict[str, Any]:
         "step": opened.predictor.step,
         "epoch": opened.meta.get("epoch"),
         "recorded_accuracy": found.recorded,
+        "inverted": found.changes.get(INVERTED, 0),
+        "changes": dict(found.changes),
         "class_names": list(opened.predictor.class_names),
         **found.figures.as_dict(),
         "confusions": [list(pair) for pair in confusions(found.figures)],
@@ -97,6 +103,7 @@ def as_text(opened: "Opened", found: "Evaluation") -> str:
         f"{found.part} of {found.name}: accuracy {held.accuracy:.4f} ({held.correct} of {held.count}), "
         f"loss {held.loss:.4f}, expected calibration error {held.ece:.4f}",
         *recorded_line(found),
+        *changes_line(found),
         "",
         f"{'class':<{width}}  images  precision  recall      F1",
     ]
@@ -116,3 +123,11 @@ def recorded_line(found: "Evaluation") -> list[str]:
     correct, held = round(found.recorded * found.figures.count), found.figures
     same = "the same" if correct == held.correct else f"{abs(correct - held.correct)} images differ"
     return [f"the run itself measured {found.recorded:.4f} with these weights ({correct} of {held.count}): {same}"]
+
+
+def changes_line(found: "Evaluation") -> list[str]:
+    """What was done to the pictures of a folder, as `predict` does it."""
+    if not found.changes:
+        return []
+    counts = ", ".join(f"{change}: {count}" for change, count in found.changes.items())
+    return [f"pictures that were changed as predict changes them, of {found.figures.count}: {counts}"]

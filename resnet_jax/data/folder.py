@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_jax.data import cache
 from resnet_jax.data.dataset import Arrays, ImageDataset
-from resnet_jax.data.listing import Listing, Picture, scan, shown
+from resnet_jax.data.listing import Listing, scan, shown
 from resnet_jax.data.split import cut, stratified
 from resnet_jax.errors import DataError, listed, one_line
 from resnet_jax.paths import user_path
@@ -30,6 +30,7 @@ def from_folder(
     skip_unreadable: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     workers: int | None = None,
+    decode: Callable[[str, tuple[int, int], int], np.ndarray] | None = None,
     progress: bool = True,
     log: Log = print,
 ) -> ImageDataset:
@@ -47,6 +48,8 @@ def from_folder(
     cache_dir: where decoded pictures are kept for the next start; None: $XDG_CACHE_HOME or ~/.cache, in
         resnet_jax/pictures. They are decoded again if a file's name, size or time of change differs.
     workers: threads that decode; None: one per CPU core, at most 16. progress: show a bar on stderr.
+    decode: a function of (path, size, channels) that reads a file as (H, W, channels) uint8, called in several
+        threads; its pictures are not cached. None: pictures.decode.
     Raises DataError if an argument or the folder is invalid.
     """
     began = time.perf_counter()
@@ -61,8 +64,11 @@ def from_folder(
     _log_ignored(listing, log)
     labels = np.array([picture.label for picture in listing.parts["train"]])
     stratified(labels, listing.class_names, seed=seed, **shares)  # an invalid split is reported before decoding
-    decode = {"workers": workers, "progress": progress, "log": log}
-    entry, origin = _cached(listing, size, channels, skip_unreadable, cache_dir, decode)
+    how = {"workers": workers, "progress": progress, "log": log}
+    if decode is None:
+        entry, origin = _cached(listing, size, channels, skip_unreadable, cache_dir, how)
+    else:
+        entry, origin = _decoded(listing, size, channels, skip_unreadable, how | {"decode": decode}), "decoded"
     data = _assemble(listing, entry, shares, seed)
     log(f"{data.describe()}, {origin} in {time.perf_counter() - began:.1f} s")
     return data
@@ -108,24 +114,32 @@ def _cached(
     channels: int | None,
     skip_unreadable: bool,
     cache_dir: str | os.PathLike[str] | None,
-    decode: dict[str, Any],
+    how: dict[str, Any],
 ) -> tuple[cache.Entry, str]:
     """The decoded pictures from the cache, or else from the files, and words for which of the two."""
     import PIL
 
-    files = [picture for part in listing.parts.values() for picture in part]
+    files = listing.files
     state = "\n".join(f"{file.path}\0{file.size}\0{file.mtime_ns}" for file in files)
     place = cache.entry_path(cache_dir, listing.root, state, f"{size} {channels} Pillow {PIL.__version__}")
-    entry = _read_cache(place, decode["log"])
+    entry = _read_cache(place, how["log"])
     if entry is not None and (skip_unreadable or not entry.unreadable):
-        _check_unreadable(listing, files, entry.unreadable, skip_unreadable, decode["log"])
+        _check_unreadable(listing, entry.unreadable, skip_unreadable, how["log"])
         return entry, f"read from the cache {place}"
+    entry = _decoded(listing, size, channels, skip_unreadable, how)
+    _write_cache(place, entry, how["log"])
+    return entry, "decoded"
+
+
+def _decoded(
+    listing: Listing, size: tuple[int, int] | None, channels: int | None, skip_unreadable: bool, how: dict[str, Any]
+) -> cache.Entry:
+    """The pictures from the files. how: further arguments of read_pictures."""
     from resnet_jax.data.reading import read_pictures  # imports Pillow
 
-    entry = read_pictures([os.path.join(listing.root, file.path) for file in files], size, channels, **decode)
-    _check_unreadable(listing, files, entry.unreadable, skip_unreadable, decode["log"])
-    _write_cache(place, entry, decode["log"])
-    return entry, "decoded"
+    entry = read_pictures([os.path.join(listing.root, file.path) for file in listing.files], size, channels, **how)
+    _check_unreadable(listing, entry.unreadable, skip_unreadable, how["log"])
+    return entry
 
 
 def _read_cache(place: Path | None, log: Log) -> cache.Entry | None:
@@ -150,10 +164,11 @@ def _write_cache(place: Path | None, entry: cache.Entry, log: Log) -> None:
         log(f"the decoded pictures are not kept, because {place} cannot be written ({reason}); cache_dir sets another")
 
 
-def _check_unreadable(listing: Listing, files: list[Picture], unreadable: dict[int, str], skip: bool, log: Log) -> None:
+def _check_unreadable(listing: Listing, unreadable: dict[int, str], skip: bool, log: Log) -> None:
     """Logs the unreadable pictures, or raises DataError; always an error if a class of a part has none left."""
     if not unreadable:
         return
+    files = listing.files
     names = listed(f"{shown(files[i].path)} ({reason})" for i, reason in sorted(unreadable.items()))
     text = f"{len(unreadable)} of {len(files)} pictures in {listing.root} cannot be read: {names}"
     if not skip:

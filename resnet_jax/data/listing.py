@@ -36,6 +36,11 @@ class Listing:
     others: int
     strays: int
 
+    @property
+    def files(self) -> list[Picture]:
+        """The pictures of all parts, one part after the other."""
+        return [picture for part in self.parts.values() for picture in part]
+
 
 def scan(root: Path) -> Listing:
     """The pictures under `root`, which holds class folders, or train/ and perhaps val/ and test/ with class folders.

@@ -16,6 +16,7 @@ from resnet_jax.errors import DataError, one_line
 from resnet_jax.host_memory import memory
 
 LONGEST = 224  # pixels of the longer side, where pictures differ in size and no size is given
+Decode = Callable[[str, tuple[int, int], int], np.ndarray]
 BAR_DELAY = 0.5  # seconds; a small folder is read before a bar is worth showing
 PER_TASK = 32  # pictures that a thread decodes before it reports
 
@@ -34,11 +35,13 @@ def read_pictures(
     workers: int | None,
     progress: bool,
     log: Callable[[str], object],
+    decode: Decode = pictures.decode,
 ) -> Entry:
     """The pictures as (N, H, W, C) uint8, and the reasons why others are unreadable; those have no row.
 
     size None: the common size of the pictures. If sizes differ: the median height and width, scaled down
     until the longer is at most LONGEST. channels None: 1 if all pictures are gray, else 3.
+    decode: a function of (path, size, channels) that returns (H, W, channels) uint8; threads call it.
     Threads decode, because Pillow releases the GIL and a fork is unsafe after JAX has started.
     """
     workers = workers or min(16, cpu_count())
@@ -59,7 +62,7 @@ def read_pictures(
         images = _allocate((len(rows), *size, channels))
 
         def fill(row: int) -> None:
-            images[row] = pictures.decode(paths[rows[row]], size, channels)
+            images[row] = decode(paths[rows[row]], size, channels)
 
         failed = _for_each(fill, range(len(rows)), workers, "decoding pictures", progress)
     if failed:

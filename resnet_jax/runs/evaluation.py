@@ -1,8 +1,11 @@
 """The figures of a trained network on a part of its data, or on other pictures of the same classes."""
 
 import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ from flax import linen as nn
 from tqdm import tqdm
 
 from resnet_jax import data, ops
-from resnet_jax.data import Arrays, ImageDataset
+from resnet_jax.data import Arrays, ImageDataset, pictures
 from resnet_jax.data.listing import scan
 from resnet_jax.errors import CheckpointError, ConfigError, DataError, listed
 from resnet_jax.ops.precision import without_x64
@@ -20,6 +23,7 @@ from resnet_jax.runs import build, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.converted import is_converted
+from resnet_jax.runs.photos import as_trained, is_light_on_dark
 from resnet_jax.runs.predictor import Predictor, load
 from resnet_jax.runs.stored import METRIC, Meta
 
@@ -55,7 +59,8 @@ class Evaluation:
     """A part of a data set as a network sees it.
 
     name: of the data. probabilities: (N, classes) float32. recorded: the accuracy that the run itself measured there
-    with the same weights; None if it measured none.
+    with the same weights; None if it measured none. changes: what was done to the pictures of a folder beside resizing
+    and cropping, in the words of `predict`, and to how many of them.
     """
 
     name: str
@@ -64,6 +69,15 @@ class Evaluation:
     probabilities: np.ndarray
     figures: Figures
     recorded: float | None = None
+    changes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+
+class FolderData(NamedTuple):
+    """The pictures of a folder. whole: its class folders are not in parts. changes: for each part, of an Evaluation."""
+
+    dataset: ImageDataset
+    whole: bool
+    changes: Mapping[str, Mapping[str, int]]
 
 
 def checkpoint_words(step: int, meta: Meta) -> str:
@@ -128,19 +142,32 @@ def named_data(opened: Opened, name: str) -> ImageDataset:
     return data.load(name, data_dir=data_dir, log=tqdm.write)
 
 
-def folder_data(opened: Opened, folder: str) -> tuple[ImageDataset, bool]:
-    """A folder of pictures, in the size of the run's own; True if its class folders are not in parts.
+def folder_data(opened: Opened, folder: str) -> FolderData:
+    """A folder of pictures, in the size of the run's own, prepared as `predict` prepares them for this run.
 
     Pictures without parts are evaluated as a whole. Nothing is held out of train/.
     """
     path = user_path(folder, "--data-folder", DataError)
-    parts = scan(path).parts
-    shape = opened.predictor.image_shape
-    options: dict[str, Any] = {part: 0 for part in ("validation", "test") if part not in parts}
+    listing, predictor = scan(path), opened.predictor
+    height, width, channels = predictor.image_shape
+    options: dict[str, Any] = {part: 0 for part in ("validation", "test") if part not in listing.parts}
+    changes: dict[str, tuple[str, ...]] = {}
+
+    def decode(file: str, size: tuple[int, int], channels: int) -> np.ndarray:
+        photo = as_trained(pictures.decode(file, None, channels), predictor)
+        changes[file] = photo.changes
+        return photo.pixels
+
+    if is_light_on_dark(predictor):  # for other runs as_trained does what from_folder does
+        options["decode"] = decode
     dataset = data.from_folder(
-        path, image_size=(shape[0], shape[1]), channels=shape[2], **options, progress=False, log=tqdm.write
+        path, image_size=(height, width), channels=channels, **options, progress=False, log=tqdm.write
     )
-    return dataset, set(parts) == {"train"}
+    files = {part: [os.path.join(path, file.path) for file in held] for part, held in listing.parts.items()}
+    counts = {
+        part: Counter(change for file in held for change in changes.get(file, ())) for part, held in files.items()
+    }
+    return FolderData(dataset, set(files) == {"train"}, counts)
 
 
 def pick_part(dataset: ImageDataset, asked: str, name: str) -> str:

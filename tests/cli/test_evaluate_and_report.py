@@ -12,6 +12,7 @@ from PIL import Image
 
 from resnet_jax import fit
 from resnet_jax.cli import command
+from resnet_jax.runs import evaluation, photos
 
 PROG = "python -m resnet_jax"
 
@@ -74,6 +75,45 @@ def test_evaluate_on_a_folder_of_pictures(run_dir, capsys, tmp_path):
     assert line.partition(": ")[2] == own[2].partition(": ")[2]
     named = says(f"evaluate {run_dir} --dataset made", capsys).splitlines()
     assert own[2] in named
+
+
+def write_photos(folder: Path) -> None:
+    """The test images on a white or a black margin, 12 pixels high and 10 wide."""
+    images, labels = made.make_splits().test
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        photo = np.full((12, 10), 255 * (i % 3 > 0), np.uint8)
+        photo[2:10, 1:9] = image[..., 0]
+        (folder / "abcd"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photo).save(folder / "abcd"[label] / f"{i}.png")
+
+
+def test_evaluate_prepares_pictures_as_predict_does(run_dir, capsys, tmp_path, monkeypatch):
+    """The figures follow from the rows of predict: for a run whose images are light on dark, and for another one."""
+    write_photos(tmp_path / "photos")
+    for dark in (True, False):
+        for module in (photos, evaluation):
+            monkeypatch.setattr(module, "is_light_on_dark", lambda predictor, dark=dark: dark)
+        assert command(["predict", str(run_dir), "photos", "--json"], PROG) == 0
+        rows = json.loads(capsys.readouterr().out)
+        assert command(["evaluate", str(run_dir), "--data-folder", "photos", "--json"], PROG) == 0
+        held = json.loads(capsys.readouterr().out)
+        assert held["inverted"] == sum(row["inverted"] for row in rows) == (made.NUM_TEST * 2 // 3 if dark else 0)
+        assert held["correct"] == sum(row["classes"][0] == Path(row["path"]).parent.name for row in rows)
+        assert held["changes"].get("made square with black", 0) == (made.NUM_TEST if dark else 0)
+        out = says(f"evaluate {run_dir} --data-folder photos", capsys)
+        assert (f"of {made.NUM_TEST}: inverted (light background): {held['inverted']}" in out) == dark
+
+
+def test_pictures_of_a_run_on_a_folder_are_not_inverted(cache_dir, capsys, tmp_path, monkeypatch):  # noqa: F811
+    """The rule is that of predict: a folder never counts as light on dark, whatever its name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_dir))
+    write_photos(tmp_path / "mnist")
+    config = made.make_config(Path(), tmp_path / "run", dataset="fashion_mnist", data_folder="mnist", devices=1)
+    fit(made.change(config, data_dir="", epochs=1))
+    capsys.readouterr()
+    assert command(["evaluate", "run", "--data-folder", "mnist", "--json"], PROG) == 0
+    held = json.loads(capsys.readouterr().out)
+    assert (held["inverted"], held["changes"], held["count"]) == (0, {}, made.NUM_TEST)
 
 
 def test_report_of_one_run_and_of_two(run_dir, capsys, tmp_path):

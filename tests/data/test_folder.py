@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data import ImageDataset, from_arrays, from_folder, reading
+from resnet_jax.data import ImageDataset, from_arrays, from_folder, pictures, reading
 from resnet_jax.errors import DataError
 
 RNG = np.random.default_rng(0)
@@ -174,6 +174,16 @@ def test_the_second_start_decodes_nothing(folder, monkeypatch, tmp_path):
     assert f"read from the cache {cache}" in lines[-1]
     # another split needs no decoding either
     assert read(folder, validation=0.5, seed=5).class_counts()["validation"] == (6, 6, 6)
+
+
+def test_another_way_to_read_a_file_is_not_cached(folder, tmp_path):
+    def negative(path: str, size: tuple[int, int], channels: int) -> np.ndarray:
+        return 255 - pictures.decode(path, size, channels)
+
+    plain = read(folder, validation=0, test=0, cache_dir=tmp_path / "cache")
+    other = read(folder, validation=0, test=0, cache_dir=tmp_path / "cache", decode=negative)
+    np.testing.assert_array_equal(other.train.images, 255 - plain.train.images)
+    assert read(folder, validation=0, test=0, cache_dir=tmp_path / "cache").digest == plain.digest
 
 
 @pytest.mark.parametrize("variable", [True, False], ids=["XDG_CACHE_HOME", "cache_dir"])

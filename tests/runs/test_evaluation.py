@@ -104,7 +104,7 @@ def write_pictures(folder, names="abcd", count=3):
 
 def test_a_folder_without_parts_is_evaluated_as_a_whole(opened, tmp_path):
     write_pictures(tmp_path / "pictures", "ab")
-    dataset, whole = folder_data(opened, str(tmp_path / "pictures"))
+    dataset, whole, _ = folder_data(opened, str(tmp_path / "pictures"))
     assert whole
     assert dataset.image_shape == opened.predictor.image_shape
     assert list(dataset.parts) == ["train"]
@@ -114,7 +114,7 @@ def test_a_folder_without_parts_is_evaluated_as_a_whole(opened, tmp_path):
 def test_a_folder_with_parts(opened, tmp_path):
     for part, count in (("train", 3), ("test", 2)):
         write_pictures(tmp_path / "pictures" / part, count=count)
-    dataset, whole = folder_data(opened, str(tmp_path / "pictures"))
+    dataset, whole, _ = folder_data(opened, str(tmp_path / "pictures"))
     assert not whole
     assert evaluate(opened, dataset, pick_part(dataset, "", "x"), "x").figures.count == 8
 
