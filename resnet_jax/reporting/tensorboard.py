@@ -12,7 +12,7 @@ from jax import lax
 from jax import numpy as jnp
 from tqdm import tqdm
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.arguments import whole
 from resnet_jax.paths import user_path
 from resnet_jax.reporting.confusion_picture import confusion_picture
 from resnet_jax.reporting.events_file import EventsFile, check_installed, events_files
@@ -50,10 +50,9 @@ class TensorBoard:
     ) -> None:
         check_installed("TensorBoard")
         self.log_dir = user_path(log_dir, "log_dir")
-        for name, value, least in (("every", every, 1), ("images", images, 0)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-                raise ConfigError(f"TensorBoard: {name} {value!r} must be a whole number of at least {least}")
-        self.every, self.images, self.confusion = every, images, confusion
+        self.every = whole("TensorBoard: every", every, 1)
+        self.images = whole("TensorBoard: images", images, 0)
+        self.confusion = confusion
         self._file: EventsFile | None = None
         self._last = 0  # the step of the epoch up to which its curves are written
         self._predict: tuple[Program, Callable[..., Any]] | None = None

@@ -1,7 +1,6 @@
 """Trainer: a network, data and what you choose about training, in one call of fit."""
 
 import dataclasses
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
+from resnet_jax.arguments import whole
 from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
 from resnet_jax.errors import ConfigError
@@ -110,10 +110,9 @@ class Trainer:
         """The fit before its first step, with everything checked that can be checked without compiling."""
         check_callbacks(self.callbacks)
         check_data(data)
-        for name in ("max_epochs", "batch_size"):
-            check_count(name, getattr(self, name))
+        epochs, batch_size = (whole(name, getattr(self, name), 1) for name in ("max_epochs", "batch_size"))
         devices = pick_devices(self.devices)
-        check_batch(self.batch_size, len(data.train.labels), len(devices))
+        check_batch(batch_size, len(data.train.labels), len(devices))
         if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
             model = model.clone(axis_name=AXIS)
         program = self.make_program(model, data.image_shape, devices, variables)
@@ -124,8 +123,8 @@ class Trainer:
             program=program,
             data=data,
             devices=devices,
-            epochs=self.max_epochs,
-            batch_size=self.batch_size,
+            epochs=epochs,
+            batch_size=batch_size,
             steps_per_call=pick_steps_per_call(self.steps_per_call, devices[0]),
             learning_rate=self.learning_rate,
         )
@@ -171,12 +170,6 @@ def check_data(data: Any) -> None:
         raise ConfigError(
             f"data: {type(data).__name__} is no ImageDataset; resnet_jax.data.from_arrays(images, labels) makes one"
         )
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raise ConfigError unless the value is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ConfigError(f"{name} {value!r} must be a whole number of at least 1")
 
 
 def check_batch(batch: int, images: int, num_devices: int) -> None:

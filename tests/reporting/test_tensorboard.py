@@ -232,9 +232,9 @@ def test_what_is_read_while_it_is_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"every": 0}, "TensorBoard: every 0 must be a whole number of at least 1"),
-        ({"every": 2.5}, "TensorBoard: every 2.5 must be a whole number"),
-        ({"images": -1}, "TensorBoard: images -1 must be a whole number of at least 0"),
+        ({"every": 0}, "TensorBoard: every 0 must be at least 1"),
+        ({"every": 2.5}, "TensorBoard: every 2.5: give a whole number"),
+        ({"images": -1}, "TensorBoard: images -1 must be at least 0"),
         ({"log_dir": "gs://bucket/logs"}, "log_dir gs://bucket/logs is a URL"),
     ],
 )
