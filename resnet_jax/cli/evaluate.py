@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from resnet_jax.cli.options import notes_apart, print_json
 from resnet_jax.errors import ConfigError
 from resnet_jax.runs.argv import Positional, parse_as
+from resnet_jax.runs.folders import check_folder
 from resnet_jax.runs.values import PathText
 
 if TYPE_CHECKING:
@@ -54,7 +55,6 @@ def evaluate(argv: Sequence[str], prog: str) -> None:
 def run_evaluation(asked: Evaluate) -> tuple["Opened", "Evaluation"]:
     """Open the run, read the data and predict."""
     from resnet_jax.runs import evaluation
-    from resnet_jax.runs.report import check_folder
 
     check_folder(Path(asked.run))
     opened, part = evaluation.open_run(Path(asked.run)), "" if asked.part == "auto" else asked.part

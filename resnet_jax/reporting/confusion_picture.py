@@ -1,4 +1,8 @@
-"""A confusion matrix as a picture, drawn by Pillow, which every installation has."""
+"""A confusion matrix as a picture, drawn by Pillow, which every installation has.
+
+The TensorBoard callback uses it, because the extra `tensorboard` does not install Matplotlib. A report has Matplotlib:
+plots.confusion_png draws its picture.
+"""
 
 from collections.abc import Sequence
 

@@ -4,7 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from resnet_jax.errors import CheckpointError, listed
+from resnet_jax.errors import CheckpointError, ConfigError, listed
+from resnet_jax.paths import check_readable
 
 CONFIG_FILE, METRICS_FILE, LOCK, CHECKPOINTS = "config.json", "metrics.jsonl", ".lock", "checkpoints"
 TENSORBOARD = "tensorboard"
@@ -19,6 +20,13 @@ def runs_hint(folder: Path) -> str:
     """For the message about a folder that is no run: the runs inside it, the newest first; "" if there are none."""
     found = _newest_first(folder, CONFIG_FILE, CHECKPOINTS)  # a Trainer's run has no config
     return f"; it holds the runs {listed(map(str, found))}: give one of them" if found else ""
+
+
+def check_folder(run_dir: Path) -> None:
+    """Raise ConfigError for a path that is no folder."""
+    check_readable(run_dir, "RUN")
+    if not run_dir.is_dir():
+        raise ConfigError(f"RUN {run_dir}: there is no such folder; give the folder of a run, such as runs/NAME")
 
 
 @contextlib.contextmanager

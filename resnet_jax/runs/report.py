@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from resnet_jax.errors import ConfigError, UserError, one_line
 from resnet_jax.reporting import page, plots
-from resnet_jax.runs import rundir
+from resnet_jax.runs.folders import check_folder
 from resnet_jax.runs.gathered import Own, gather, same_data
 from resnet_jax.whole_file import whole_file
 
@@ -64,13 +64,6 @@ def report_of_fit(run_dir: Path, own: Own) -> None:
         tqdm.write(f"no report: {error}")
     except Exception as error:  # the run has ended well, and its checkpoints are good
         tqdm.write(f"no report: {type(error).__name__}: {one_line(error)}; `report {run_dir}` tries again")
-
-
-def check_folder(run_dir: Path) -> None:
-    """Raise ConfigError for a path that is no folder."""
-    rundir.check_readable(run_dir, "RUN")
-    if not run_dir.is_dir():
-        raise ConfigError(f"RUN {run_dir}: there is no such folder; give the folder of a run, such as runs/NAME")
 
 
 def check_ours(path: Path) -> None:

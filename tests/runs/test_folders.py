@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import load
-from resnet_jax.errors import CheckpointError, InteropError
+from resnet_jax.errors import CheckpointError, ConfigError, InteropError
 from resnet_jax.runs import grow_run, open_weights
-from resnet_jax.runs.folders import readable, runs_hint
+from resnet_jax.runs.folders import check_folder, readable, runs_hint
 
 
 def test_the_folder_of_the_runs_is_no_run():
@@ -46,3 +46,11 @@ def test_a_folder_without_permission(monkeypatch):
 def test_an_error_without_a_number_is_none_of_the_systems():
     with pytest.raises(TimeoutError), readable(Path("run")):
         raise TimeoutError("coordination service: barrier timed out")
+
+
+def test_a_run_is_a_folder(tmp_path):
+    check_folder(tmp_path)
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "nowhere"):
+        with pytest.raises(ConfigError, match=f"RUN {path}: there is no such folder; give the folder of a run"):
+            check_folder(path)
