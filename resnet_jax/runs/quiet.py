@@ -41,34 +41,46 @@ class LateCalls:
 
 @contextlib.contextmanager
 def late_errors() -> Iterator[None]:
-    """Ignore the errors of other arrays that arrive after Orbax has raised the error of the first one.
+    """Around one call of Orbax: ignore the errors of other arrays that arrive after the call has raised.
 
-    Orbax closes its event loop after the first error. TensorStore calls back in that loop for the other arrays, at any
-    time until the process ends. So the filters stay after an error; otherwise hook and logger are as they were before.
+    Orbax closes its event loop after the first error and after Ctrl-C. TensorStore calls back in that loop for the
+    other arrays, at any time until the process ends. So the filters stay after an exception of any kind; otherwise hook
+    and logger are as they were before.
     """
+    with _filtered() as late:
+        try:
+            yield
+        except BaseException:
+            late.stays = True
+            raise
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Filter Orbax's messages and late errors inside the with block; then hook and loggers are as they were before.
+
+    After an exception too, unless a call of Orbax raised it (see late_errors): other code leaves no late errors.
+    """
+    logger = logging.getLogger("absl")
+    logger.addFilter(_worth_logging)
+    try:
+        with _filtered():
+            yield
+    finally:
+        logger.removeFilter(_worth_logging)
+
+
+@contextlib.contextmanager
+def _filtered() -> Iterator[LateCalls]:
+    """Filter late errors inside the with block, and afterwards if `stays` of the hook is set."""
     hook, logger = sys.unraisablehook, logging.getLogger("asyncio")
     outer = isinstance(hook, LateCalls)  # of a with block around this one, or of an earlier error
     late = hook if outer else LateCalls(hook)
     sys.unraisablehook = late
     logger.addFilter(_retrieved)
     try:
-        yield
-    except BaseException:
-        late.stays = True
-        raise
+        yield late
     finally:
         if not outer and not late.stays:
             sys.unraisablehook = hook
             logger.removeFilter(_retrieved)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Filter Orbax's messages inside the with block; its logger is then as it was before. See late_errors too."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_worth_logging)
-    try:
-        with late_errors():
-            yield
-    finally:
-        logger.removeFilter(_worth_logging)

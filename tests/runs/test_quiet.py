@@ -1,4 +1,4 @@
-"""Hooks and loggers: as before after a success, and filtered until the process ends after an error."""
+"""Hooks and loggers: as before after a success, and filtered until the process ends after an error of Orbax."""
 
 import logging
 import sys
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from resnet_jax.errors import ConfigError
 from resnet_jax.runs.quiet import late_errors, quiet
 
 
@@ -32,6 +33,24 @@ def test_after_a_success_everything_is_as_before(seen):
     assert logging.getLogger("asyncio").filters == filters
     call_back()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ConfigError, ValueError])
+def test_an_exception_outside_of_orbax_leaves_everything_as_before(seen, error):
+    """As of Ctrl-C during training."""
+    hook, filters = sys.unraisablehook, list(logging.getLogger("asyncio").filters)
+    with pytest.raises(error), quiet():
+        raise error
+    assert sys.unraisablehook is hook
+    assert logging.getLogger("asyncio").filters == filters
+
+
+def test_an_interrupted_call_of_orbax_is_an_error(seen):
+    """Ctrl-C during a restore of 200 arrays was followed by up to 190 late calls."""
+    with pytest.raises(KeyboardInterrupt), quiet(), late_errors():
+        raise KeyboardInterrupt
+    call_back()
+    assert seen == []
 
 
 def test_after_an_error_late_calls_are_ignored_and_nothing_else(seen):
