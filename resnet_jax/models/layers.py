@@ -158,6 +158,15 @@ def start_at_zero(norm: ModuleDef) -> ModuleDef:
     return partial(norm, scale_init=nn.initializers.zeros)
 
 
+class Act(nn.Module):
+    """An activation as a layer, so that grad_cam and capture_intermediates find its output by a path."""
+
+    function: Activation
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.function(x)
+
+
 def norm_act(
     norm: ModuleDef,
     act: Activation | None,
@@ -170,7 +179,8 @@ def norm_act(
 ) -> jax.Array:
     """act(norm(x) + residual), then the 3x3 max-pool of stride 2 if pool is set. act None: no activation.
 
-    BatchNorm with ReLU computes all of it in one pass over memory; any other pair runs one step after the other.
+    BatchNorm with ReLU computes all of it in one pass over memory, in the layer `name`; any other pair runs one step
+    after the other, and the activation is the layer `name`_act.
     norm: BatchNorm, a Flax norm, or a partial of one. `use_running_average` is passed if it has that option and
     the partial does not bind it: partial(BatchNorm, use_running_average=True) uses frozen statistics.
     """
@@ -184,7 +194,7 @@ def norm_act(
     if residual is not None:
         y = y + residual
     if act is not None:
-        y = act(y)
+        y = Act(act, name=f"{name}_act")(y)
     return ops.max_pool(y) if pool else y
 
 

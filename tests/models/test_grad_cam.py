@@ -75,6 +75,17 @@ def test_two_layers_by_hand(classes, jitted):
 NETS = {
     "residual": ResNet(((1, 8), (2, 16)), stem_channels=8),
     "preact": ResNet(((1, 8), (1, 16)), block=PreActBlock, preact=True, stem="small", stem_channels=8),
+    "preact group norm": ResNet(
+        ((1, 8), (1, 16)),
+        block=PreActBlock,
+        preact=True,
+        stem="small",
+        stem_channels=8,
+        norm=partial(nn.GroupNorm, num_groups=4),
+    ),
+    "preact gelu": ResNet(
+        ((1, 8), (1, 16)), block=PreActBlock, preact=True, stem="small", stem_channels=8, act=nn.gelu
+    ),
     "group norm": ResNet(((1, 8), (1, 16)), stem_channels=8, norm=partial(nn.GroupNorm, num_groups=4)),
     "remat": ResNet(((1, 8), (1, 16)), stem_channels=8, remat=True),
 }
@@ -85,7 +96,7 @@ def test_the_default_layer_of_a_resnet_is_what_is_pooled(name):
     """There the gradient of a logit is the head's column over h w, so the map is each position's part of the logit."""
     model, x = NETS[name], seeded.normal("cam", (3, 16, 20, 3))
     held = flax_side.variables(model, x.shape)
-    layer = "bn" if name == "preact" else "stage2"
+    layer = {"preact": "bn", "preact group norm": "bn_act", "preact gelu": "bn_act"}.get(name, "stage2")
     _, state = flax_side.apply(model, held, x, capture_intermediates=True, mutable=["intermediates"])
     (pooled,) = state["intermediates"][layer]["__call__"]
     head = held["params"]["head"]
