@@ -1,5 +1,6 @@
 """convert, export, grow and summary, as a person types them."""
 
+import json
 import os
 import re
 import subprocess
@@ -159,6 +160,25 @@ def test_an_exported_run_runs_without_the_models_code(run_dir, capsys):
     expected = load(run_dir)(images[:5])
     for count in (1, 5):
         np.testing.assert_allclose(np.load(f"{count}.npy.out.npy"), expected[:count], rtol=0, atol=1e-5)
+
+
+def as_json(argv: str, capsys) -> dict:
+    """What a command that succeeds prints with --json; other lines go to stderr."""
+    assert command([*argv.split(), "--json"], PROG) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_export_and_grow_as_json(run_dir, capsys):
+    """For scripts: what was made, and how it is used."""
+    held = as_json(f"export {run_dir} --out a.jax_export", capsys)
+    assert held.pop("bytes") == Path(held["out"]).stat().st_size
+    names, platforms = list(load(run_dir).class_names), ["cpu", "cuda", "tpu"]
+    expected = {"platforms": platforms, "step": 3, "image_shape": [8, 8, 1], "class_names": names}
+    assert held == {"out": "a.jax_export"} | expected
+    held = as_json(f"grow {run_dir} --stage 2 --epochs 4 --out grown", capsys)
+    rates = {"learning_rate": pytest.approx(0.05), "learning_rate_of_old_run": pytest.approx(0.05)}
+    assert held == {"out": "grown", "arch": "tiny-1-2", "step": 3, "epochs_done": 1, "epochs": 4} | rates
+    assert load(held["out"]).arch.name == held["arch"]
 
 
 def test_grow_and_go_on(run_dir, tmp_path, capsys):

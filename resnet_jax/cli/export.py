@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_jax.cli.options import RunDir
+from resnet_jax.cli.options import RunDir, notes_apart, print_json
 from resnet_jax.errors import InteropError, listed
 from resnet_jax.paths import check_file_writable
 from resnet_jax.runs.argv import parse_as
@@ -27,6 +27,8 @@ class Export:
     """The run's folder, or a folder that convert made."""
     out: PathText = ""
     """The file to write. Default: RUN_DIR/predict.jax_export."""
+    json: bool = False
+    """Print one JSON object: the file, its size, and what the program takes and returns."""
 
 
 def export(argv: Sequence[str], prog: str) -> None:
@@ -38,8 +40,13 @@ def export(argv: Sequence[str], prog: str) -> None:
     path = asked.out or str(Path(asked.run_dir) / "predict.jax_export")
     if asked.out:
         check_file_writable(Path(path), "--out", InteropError)
-    predictor = load(asked.run_dir)
-    size = export_program(predictor.probabilities, predictor.image_shape, path)
+    with notes_apart(asked.json):
+        predictor = load(asked.run_dir)
+        size = export_program(predictor.probabilities, predictor.image_shape, path)
+    if asked.json:
+        made = {"out": path, "bytes": size, "platforms": PLATFORMS, "step": predictor.step}
+        print_json(made | {"image_shape": predictor.image_shape, "class_names": predictor.class_names})
+        return
     shape = ", ".join(map(str, predictor.image_shape))
     print(f"{path}: {size:,} bytes for {', '.join(PLATFORMS)}; uint8 (N, {shape}) to probabilities of")
     print(f"{listed(predictor.class_names)}. To run it: jax.export.deserialize(bytearray(content)).call(images)")

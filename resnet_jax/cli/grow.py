@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from resnet_jax.cli.options import OptionalInt, RunDir
+from resnet_jax.cli.options import OptionalInt, RunDir, notes_apart, print_json
 from resnet_jax.runs.argv import parse_as
 from resnet_jax.runs.values import PathText
 
@@ -31,6 +31,8 @@ class Grow:
     epochs: OptionalInt = None
     """Epochs of the new run in all, with those that are done. A cosine schedule is stretched to them, so a finished
     cosine run needs more. None: those of the old run."""
+    json: bool = False
+    """Print one JSON object: the new run, its network, step, epochs and learning rates."""
 
 
 def grow(argv: Sequence[str], prog: str) -> None:
@@ -38,12 +40,17 @@ def grow(argv: Sequence[str], prog: str) -> None:
     asked = parse_as(Grow, argv, prog, EXAMPLES)
     from resnet_jax.runs import grow_run  # imports jax
 
-    made = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
+    with notes_apart(asked.json):
+        made = grow_run(asked.run_dir, asked.out, asked.stage, asked.blocks, asked.position, asked.epochs)
+    old, new = made.rates
+    if asked.json:
+        run = {"out": asked.out, "arch": made.arch.name, "step": made.step, "epochs_done": made.epochs}
+        print_json(run | {"epochs": made.config.epochs, "learning_rate": new, "learning_rate_of_old_run": old})
+        return
     more = " --epochs MORE" if made.epochs == made.config.epochs else ""
     print(
         f"{made.arch.name}, at step {made.step}, {made.epochs} of {made.config.epochs} epochs done: {asked.out}; "
         f"train.py --resume --run-dir {asked.out}{more}"
     )
-    old, new = made.rates
     if old != new:
         print(f"its learning rate continues at {new:.3g}; in {asked.run_dir} it would have been {old:.3g}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -15,8 +16,15 @@ REPORT_FILE, CURVES_FILE, CONFUSION_FILE = "report.html", "curves.png", "confusi
 HEAD = 2048  # bytes of a file that name its maker
 
 
-def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None) -> Path:
-    """Write the report of a run, and return the path of the page.
+class Written(NamedTuple):
+    """files: what was written, the page first. reports: what the page shows of each run."""
+
+    files: tuple[Path, ...]
+    reports: tuple[page.Report, ...]
+
+
+def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None) -> Written:
+    """Write the report of a run.
 
     Without `out` the folder of the run gets report.html, curves.png and confusion.png. With `out` that page alone is
     written. own: of a fit that has just ended; otherwise the data is read again. Files that `report` did not make
@@ -28,20 +36,21 @@ def write_report(run_dir: Path, own: Own | None = None, out: Path | None = None)
     for path in paths:
         check_ours(path)
     report, evaluation = gather(run_dir, own)
-    content = page.render(report)
+    contents = {paths[0]: page.render(report).encode()}
     if out is None:
         if any(page.curves([("", report.history)])):
-            write(paths[1], plots.curves_png(report.history))
+            contents[paths[1]] = plots.curves_png(report.history)
         if evaluation is not None:
-            write(paths[2], plots.confusion_png(evaluation.figures))
+            contents[paths[2]] = plots.confusion_png(evaluation.figures)
         else:  # that of an earlier report would show another checkpoint
             paths[2].unlink(missing_ok=True)
-    write(paths[0], content.encode())
-    return paths[0]
+    for path in reversed(contents):  # the page last, so that a page that is there has its pictures
+        write(path, contents[path])
+    return Written(tuple(contents), (report,))
 
 
-def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
-    """Write a page that compares several runs, and return its path. Raises ConfigError and CheckpointError."""
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> Written:
+    """Write a page that compares several runs. Raises ConfigError and CheckpointError."""
     page.check_installed()
     for run_dir in run_dirs:
         check_folder(run_dir)
@@ -49,15 +58,15 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> Path:
         raise ConfigError("RUN: a run is given twice; give each run once")
     check_ours(out)
     read = same_data({})
-    reports = [gather(run_dir, read=read)[0] for run_dir in run_dirs]
+    reports = tuple(gather(run_dir, read=read)[0] for run_dir in run_dirs)
     write(out, page.render_comparison(reports).encode())
-    return out
+    return Written((out,), reports)
 
 
 def report_of_fit(run_dir: Path, own: Own) -> None:
     """Write the report at the end of a fit, and print one line. A failure does not end the run."""
     try:
-        tqdm.write(f"report: {write_report(run_dir, own)}")
+        tqdm.write(f"report: {write_report(run_dir, own).files[0]}")
     except KeyboardInterrupt:  # the result of the fit must not be lost
         tqdm.write(f"no report: interrupted; `report {run_dir}` makes it")
     except UserError as error:

@@ -127,6 +127,30 @@ def test_report_of_one_run_and_of_two(run_dir, capsys, tmp_path):
     assert made.snapshot(run_dir) == before
 
 
+def as_json(argv: str, capsys) -> dict:
+    """What a command that succeeds prints on stdout."""
+    assert command([*argv.split(), "--json"], PROG) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_report_as_json(run_dir, capsys):
+    """The files that are there, and the figures of evaluate."""
+    shutil.copytree(run_dir, "a")
+    expected = as_json(f"evaluate {run_dir}", capsys)
+    held = as_json("report a", capsys)
+    assert held["files"] == ["a/report.html", "a/curves.png", "a/confusion.png"]
+    assert all(Path(file).is_file() for file in held["files"])
+    (run,) = held["runs"]
+    assert run.pop("run") == "a"
+    assert run.pop("notes") == []
+    assert run == {key: expected[key] for key in run}
+    compared = as_json(f"report a {run_dir} --out page.html", capsys)
+    assert (compared["files"], [run["run"] for run in compared["runs"]]) == (["page.html"], ["a", str(run_dir)])
+    shutil.rmtree("a/checkpoints")
+    (run,) = as_json("report a", capsys)["runs"]
+    assert (set(run), run["part"]) == ({"run", "part", "notes"}, None)
+
+
 BAD = {
     "evaluate": "RUN is needed: the folder of a run, or a folder that convert made",
     "evaluate nowhere": "RUN nowhere: there is no such folder; give the folder of a run, such as runs/NAME",

@@ -45,7 +45,7 @@ def test_the_command_makes_the_same_report_as_the_fit(reported, copy):
     held, evaluation = gather(copy)
     assert evaluation is not None
     assert page.render(held).replace(str(copy), str(reported)) == (reported / "report.html").read_text()
-    assert write_report(copy) == copy / "report.html"
+    assert {path.relative_to(copy).name for path in write_report(copy).files} == FILES
     assert {path.name for path in copy.iterdir()} >= FILES
 
 
@@ -123,7 +123,7 @@ def test_data_that_is_gone_leaves_the_history(copy, tmp_path):
     assert held.layers
     assert held.facts[0].label == "Test accuracy"
     assert "There are no figures and no pictures: the data cannot be read (" in held.notes[0]
-    assert write_report(copy).exists()
+    assert [path.name for path in write_report(copy).files] == ["report.html", "curves.png"]
     assert not (copy / "confusion.png").exists()
 
 
@@ -214,7 +214,8 @@ def test_files_of_another_maker_are_kept(copy, tmp_path):
     with pytest.raises(ConfigError, match=r"curves\.png exists, and report did not make it; move it away, or give"):
         write_report(copy)
     assert made.snapshot(copy) == before
-    assert write_report(copy, out=tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    (written,) = write_report(copy, out=tmp_path / "page.html").files
+    assert written.read_text().startswith("<!doctype html>")
     write_report(copy, out=tmp_path / "page.html")  # its own file may be replaced
     assert made.snapshot(copy) == before
     for out, message in ((copy, "is a folder"), (tmp_path / "no" / "page.html", "there is no folder")):
@@ -251,7 +252,8 @@ def test_several_runs_in_one_page(reported, copy, tmp_path, capsys):
     config["optim"]["momentum"] = 0.5
     (copy / "config.json").write_text(json.dumps(config))
     capsys.readouterr()
-    content = write_comparison([reported, copy], tmp_path / "page.html").read_text()
+    (written,) = write_comparison([reported, copy], tmp_path / "page.html").files
+    content = written.read_text()
     assert capsys.readouterr().out.count("made: 52 training") == 1  # the data is read once
     assert "2 runs compared" in content
     assert "--momentum" in content
