@@ -148,13 +148,14 @@ BAD = {
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr; nothing is compiled, and nothing written in the current folder."""
+    """The one line on stderr, after a note for each flag of argv that is given twice. Nothing is compiled or written."""
     before = made.snapshot(Path())
     with made.compilations() as programs:
         assert cli.main(argv) == 2
     assert not programs
     assert made.snapshot(Path()) == before
-    (line,) = capsys.readouterr().err.splitlines()
+    *notes, line = capsys.readouterr().err.splitlines()
+    assert all(note.endswith("is given twice: the last value counts") for note in notes)
     assert line.startswith("train.py: ")
     return line
 
@@ -228,7 +229,8 @@ def test_a_folder_that_another_process_trains_into(capsys, made_dir, tmp_path):
         with made.compilations() as programs:
             assert cli.main(["--run-dir", "run", "--resume"]) == 2
         assert (made.snapshot(tmp_path), programs) == (before, [])
-    (line,) = capsys.readouterr().err.splitlines()
+    *notes, line = capsys.readouterr().err.splitlines()
+    assert all(note.endswith("is given twice: the last value counts") for note in notes)
     assert line == "train.py: run: another process is training into this folder; wait for it or stop it"
 
 
