@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
+from resnet_jax.ops import winograd
+from resnet_jax.ops.select import winograd_chosen
 from resnet_jax.ops.varying import axes_of, vary_over
+from resnet_jax.ops.winograd import DIRECT, Tiles
 from resnet_jax.ops.xla_cpu import crop_to_image
 
 NOTHING = (0,)
@@ -66,10 +69,13 @@ def _like(x: Array) -> ShapeDtypeStruct:
 def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
     """See api.conv."""
     kernel, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
+    tiles = winograd.tiles(strides, padding, groups, x, kernel) if winograd_chosen() else DIRECT
+    if tiles != DIRECT:
+        return _conv(strides, padding, groups, tiles, x, kernel, bias)
     centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
     if x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred:
         return _narrow_conv(padding, x, kernel, bias)
-    return _conv(strides, padding, groups, x, kernel, bias)
+    return _conv(strides, padding, groups, DIRECT, x, kernel, bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -94,7 +100,7 @@ def _narrow_conv_backward(padding, saved, dy):
     if x.dtype == jnp.bfloat16:
         gap = padding[1][0]
         x, dy = _side_by_side(x, gap), _side_by_side(dy, gap)
-    dkernel, dbias = jax.vjp(lambda *p: _conv((1, 1), padding, 1, x, *p), kernel, bias)[1](dy)
+    dkernel, dbias = jax.vjp(lambda *p: _conv((1, 1), padding, 1, DIRECT, x, *p), kernel, bias)[1](dy)
     return dx, dkernel, dbias
 
 
@@ -114,7 +120,7 @@ def _by_columns(padding, x: Array, kernel: Array, bias: Array | None) -> Array:
         first, beyond = max(0, j - reach), min(width, j + reach + 1)
         seen = rows[:, :, first:beyond].reshape(1, height, n, (beyond - first) * c)
         part = kernel[:, first - j + reach : beyond - j + reach].reshape(side, 1, (beyond - first) * c, outputs)
-        column = cast(Array, _conv((1, 1), (padding[0], (0, 0)), 1, seen, part, bias))
+        column = cast(Array, _conv((1, 1), (padding[0], (0, 0)), 1, DIRECT, seen, part, bias))
         columns.append(column[0])
     return jnp.stack(columns, 2).transpose(1, 0, 2, 3)
 
@@ -126,29 +132,38 @@ def _side_by_side(x: Array, gap: int) -> Array:
     return padded.transpose(1, 0, 2, 3).reshape(1, height, n * (width + gap), c)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _conv(strides, padding, groups, tiles: Tiles, x: Array, kernel: Array, bias: Array | None) -> Array:
+    """A pass whose tile is not 0 takes Winograd's form; the others are oneDNN's direct convolution."""
     height, width = _windows(x.shape[1:3], kernel.shape[:2], strides, padding)
     y = ShapeDtypeStruct((x.shape[0], height, width, kernel.shape[3]), x.dtype)
     added = _empty(jnp.float32) if bias is None else bias.astype(jnp.float32)
-    how = {"strides": strides, "padding": _flat(padding), "groups": groups}
-    return _call("conv_forward", y, x, kernel.astype(jnp.float32), added, **how)
+    target, how = _form("forward", strides, padding, groups, tiles.forward)
+    return _call(target, y, x, kernel.astype(jnp.float32), added, **how)
 
 
-def _conv_forward(strides, padding, groups, x, kernel, bias):
-    return _conv(strides, padding, groups, x, kernel, bias), (x, kernel, bias)
+def _form(direction: str, strides, padding, groups, tile: int) -> tuple[str, dict]:
+    """The native function of that pass, and its attributes."""
+    if tile:
+        return f"winograd_{direction}", {"padding": _flat(padding), "tile": tile}
+    return f"conv_{direction}", {"strides": strides, "padding": _flat(padding), "groups": groups}
 
 
-def _conv_backward(strides, padding, groups, saved, dy):
+def _conv_forward(strides, padding, groups, tiles, x, kernel, bias):
+    return _conv(strides, padding, groups, tiles, x, kernel, bias), (x, kernel, bias)
+
+
+def _conv_backward(strides, padding, groups, tiles: Tiles, saved, dy):
     x, kernel, bias = saved
-    how = {"strides": strides, "padding": _flat(padding), "groups": groups}
     # These are two calls, so that XLA drops the first one where dx is unused (the first layer).
-    dx = _call("conv_backward_data", _like(x), dy, kernel.astype(jnp.float32), **how)
+    target, how = _form("backward_data", strides, padding, groups, tiles.input_gradient)
+    dx = _call(target, _like(x), dy, kernel.astype(jnp.float32), **how)
     gradients = (
         ShapeDtypeStruct(kernel.shape, jnp.float32),
         ShapeDtypeStruct(NOTHING if bias is None else bias.shape, jnp.float32),
     )
-    dkernel, dbias = _call("conv_backward_weights", gradients, x, dy, **how)
+    target, how = _form("backward_weights", strides, padding, groups, tiles.weight_gradient)
+    dkernel, dbias = _call(target, gradients, x, dy, **how)
     return dx, dkernel.astype(kernel.dtype), None if bias is None else dbias.astype(bias.dtype)
 
 

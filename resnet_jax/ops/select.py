@@ -17,6 +17,7 @@ from resnet_jax.ops.varying import vary_alike
 log = logging.getLogger(__name__)
 
 AVX512, AVX512_BF16 = 0x27, 0xE7  # dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx512_core_bf16
+AVX2_LEVEL = 3  # of x86-64, see simd_level
 CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
@@ -28,7 +29,7 @@ def native_problem() -> str | None:
         import resnet_jax_onednn
     except ImportError as error:
         return f"resnet_jax_onednn is not installed ({error}); build it with: make native"
-    if not hasattr(resnet_jax_onednn, "limit_threads"):
+    if not hasattr(resnet_jax_onednn, "level"):
         return "resnet_jax_onednn is of an older version; rebuild it with: make native"
     try:
         resnet_jax_onednn.register()
@@ -55,6 +56,19 @@ def native_bfloat16() -> str:
     return "slow" if isa & AVX512 == AVX512 else ""
 
 
+@functools.cache
+def simd_level() -> int:
+    """The level of x86-64 that the native kernels use here: 2 (SSE4), 3 (AVX2) or 4 (AVX-512); 0 without them.
+
+    The environment variable ONEDNN_MAX_CPU_ISA limits it.
+    """
+    if native_problem() is not None:
+        return 0
+    import resnet_jax_onednn
+
+    return resnet_jax_onednn.level()
+
+
 def native_available() -> bool:
     """Whether the oneDNN kernels are installed and loadable."""
     return native_problem() is None
@@ -64,8 +78,9 @@ def use_cpu_kernels(choice: str) -> None:
     """Choose the implementation for programs that are traced from now on.
 
     choice: one of
-        "auto"    oneDNN if it loads; else "xla", after one warning in the log
-        "onednn"  oneDNN; raises ConfigError if it does not load
+        "auto"    the native kernels if they load; else "xla", after one warning in the log. Convolutions that are
+                  faster in Winograd's form take it (float32, AVX2 or AVX-512; see ops/winograd.py)
+        "onednn"  the native kernels without Winograd's form; raises ConfigError if they do not load
         "xla"     XLA, in forms that it compiles to fast code for a CPU
         "plain"   XLA's own operations, on every platform. They are slower on a CPU. JAX can differentiate
                   them in forward mode and any number of times; the others support jax.grad and jax.vjp only.
@@ -105,6 +120,11 @@ def native_chosen() -> bool:
     if problem is not None and jax.default_backend() == "cpu":
         _say_once(f", as {problem}")
     return problem is None
+
+
+def winograd_chosen() -> bool:
+    """Whether a program traced now may use Winograd's form of a convolution on the CPU."""
+    return _chosen == "auto" and native_chosen() and simd_level() >= AVX2_LEVEL
 
 
 def native_convolves(dtype: Any) -> bool:

@@ -1,7 +1,7 @@
 """The C++ part of resnet_jax.ops: loads the library and registers its operations with XLA.
 
 The import does nothing. `register()` loads the library; if that fails, it raises `LoadError` with the reason
-in one line. `limit_threads()` limits the threads of every operation.
+in one line. `limit_threads()` limits the threads of every operation. `level()` is the instruction set of our own kernels.
 """
 
 import ctypes
@@ -12,12 +12,15 @@ from pathlib import Path
 
 import jax.ffi
 
-__all__ = ["TARGETS", "LoadError", "limit_threads", "register"]
+__all__ = ["TARGETS", "LoadError", "level", "limit_threads", "register"]
 
 TARGETS = (
     "resnet_jax_conv_forward",
     "resnet_jax_conv_backward_data",
     "resnet_jax_conv_backward_weights",
+    "resnet_jax_winograd_forward",
+    "resnet_jax_winograd_backward_data",
+    "resnet_jax_winograd_backward_weights",
     "resnet_jax_max_pool",
     "resnet_jax_max_pool_gradient",
     "resnet_jax_bn_moments",
@@ -72,3 +75,11 @@ def limit_threads(threads: int) -> None:
     The environment variable OMP_NUM_THREADS comes before it. Call register() first.
     """
     _load().resnet_jax_limit_threads(threads)
+
+
+def level() -> int:
+    """The level of x86-64 whose instructions our own kernels use here: 2 (SSE4), 3 (AVX2) or 4 (AVX-512).
+
+    The environment variable ONEDNN_MAX_CPU_ISA limits it, as it limits oneDNN. Call register() first.
+    """
+    return _load().resnet_jax_level()

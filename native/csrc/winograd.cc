@@ -1,0 +1,260 @@
+// 3x3 convolutions of stride 1 over NHWC float32 activations in Winograd's form: forward, input gradient, and weight
+// and bias gradient. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
+// the tiles, then multiply at each point, then transform back.
+#include "winograd_kernels.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "parallel.h"
+#include "runtime.h"
+
+namespace resnet_jax {
+namespace {
+
+using Ints = ffi::Span<const int64_t>;
+
+constexpr int64_t kTilesInTask = 8;
+
+int64_t Env(const char* n, int64_t d) { const char* v = std::getenv(n); return v ? std::atoll(v) : d; }
+int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// One convolution: its images, its tiles, and the blocks in which it is computed.
+struct Shape {
+  Tiles in, out;  // the tiles as they lie in the padded images, and in the output
+  int64_t inputs, outputs;  // panels
+  int64_t tiles, points;
+  int64_t slots;            // tiles in a block
+  bool shared;
+  int64_t v_stride, m_stride;
+  const WinogradKernels* kernels;
+  const WinogradProducts* products;
+
+  // x (N, H, W, C) is convolved to y (N, H', W', O).
+  static Shape Of(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y, int64_t top, int64_t left, int64_t tile,
+                  int threads, bool all) {
+    Shape s;
+    const Winograd* here = WinogradHere();
+    if (here == nullptr) throw std::invalid_argument("this CPU has no AVX2");
+    s.kernels = std::find_if(std::begin(here->kernels), std::end(here->kernels),
+                             [&](const WinogradKernels& kernels) { return kernels.tile == tile; });
+    if (s.kernels == std::end(here->kernels)) throw std::invalid_argument("tiles are 3 or 4 pixels wide");
+    s.products = &here->products;
+    const int64_t rows = (y[1] + tile - 1) / tile, columns = (y[2] + tile - 1) / tile;
+    s.in = {x[1], x[2], x[3], rows, columns, top, left};
+    s.out = {y[1], y[2], y[3], rows, columns, 0, 0};
+    s.inputs = x[3] / kPanel, s.outputs = y[3] / kPanel;
+    s.tiles = x[0] * rows * columns;
+    s.points = (tile + 2) * (tile + 2);
+    const int64_t share = Env("W_PRIV", 48);
+    s.shared = all || s.tiles < Env("W_MIN", 96) * threads;
+    int64_t most = s.shared ? std::max<int64_t>(kTilesInTask, std::min<int64_t>(Env("W_T", 256), Env("W_KB", 65536) / std::max(x[3], y[3]))) : share;
+    int64_t blocks = (s.tiles + most - 1) / most;
+    if (!s.shared) blocks = RoundUp(blocks, threads);
+    s.slots = RoundUp((s.tiles + blocks - 1) / blocks, s.products->rows);
+    s.v_stride = s.inputs * s.slots * kPanel + kPanel;
+    s.m_stride = s.outputs * s.slots * kPanel + kPanel;
+    return s;
+  }
+
+  int64_t kernel_stride() const { return outputs * in.channels * kPanel + kPanel; }
+  int64_t blocks() const { return (tiles + slots - 1) / slots; }
+  int64_t count(int64_t block) const { return std::min(slots, tiles - block * slots); }
+  int64_t tasks(int64_t block) const { return (count(block) + kTilesInTask - 1) / kTilesInTask; }
+  int64_t all_tasks() const { return (blocks() - 1) * tasks(0) + tasks(blocks() - 1); }
+  Range range(int64_t block, int64_t task) const {
+    const int64_t slot = task * kTilesInTask;
+    return {block * slots + slot, std::min(kTilesInTask, count(block) - slot), slot, slots};
+  }
+  int64_t steps() const { return (outputs + products->panels - 1) / products->panels; }
+  int64_t all_products() const { return points * steps(); }
+  // Calls body(point, first panel of O, number of panels) for product i of a block.
+  template <typename Body>
+  void Products(int64_t i, Body body) const {
+    const int64_t panel = i % steps() * products->panels;
+    if (outputs - panel >= products->panels) return body(i / steps(), panel, products->panels);
+    for (int64_t p = panel; p < outputs; ++p) body(i / steps(), p, int64_t{1});
+  }
+};
+
+// The kernel (3, 3, C, O) as (3, 3, O, C).
+void Transpose(const Turn& turn, const float* kernel, int64_t c, int64_t o, float* transposed) {
+  constexpr int64_t kBlock = 16;
+  Parallel(turn, 9 * (c / kBlock), [&](int64_t i) {
+    const int64_t tap = i / (c / kBlock), row = i % (c / kBlock) * kBlock;
+    const float* from = kernel + (tap * c + row) * o;
+    float* to = transposed + tap * c * o + row;
+    for (int64_t column = 0; column < o; column += kBlock) {
+      for (int64_t b = 0; b < kBlock; ++b) {
+        for (int64_t a = 0; a < kBlock; ++a) to[(column + b) * c + a] = from[a * o + column + b];
+      }
+    }
+  });
+}
+
+// u for a kernel (3, 3, C, O), where C are the channels that are summed.
+void TransformKernel(const Turn& turn, const Shape& s, const float* kernel, bool flip, float* u) {
+  const int64_t c = s.in.channels, o = s.out.channels;
+  Parallel(turn, c, [&](int64_t row) {
+    for (int64_t panel = 0; panel < s.outputs; ++panel) {
+      s.kernels->kernel(kernel + row * o + panel * kPanel, c * o, flip, u + (panel * c + row) * kPanel,
+                        s.kernel_stride());
+    }
+  });
+}
+
+// y = conv(x, the kernel that u is of) + bias?
+//
+// With enough tiles, each thread computes blocks of its own, in its own part of the second-level cache, and no thread
+// waits for another. Otherwise all threads share each block, so that u, which may be larger than the caches, is read
+// once for all of them.
+void Convolve(const Turn& turn, const Shape& s, const float* x, const float* u, const float* bias, float* y) {
+  const int64_t teams = s.shared ? 1 : turn.threads();
+  float* space = static_cast<float*>(
+      turn.scratchpad().Reserve(teams * s.points * (s.v_stride + s.m_stride) * static_cast<int64_t>(sizeof(float))));
+  const auto image = [&](float* v, int64_t block, int64_t task) {
+    s.kernels->image(x, s.in, s.range(block, task), v, s.v_stride);
+  };
+  const auto products = [&](const float* v, float* m, int64_t block, int64_t point, int64_t panel, int64_t panels) {
+    s.products->forward(v + point * s.v_stride, u + point * s.kernel_stride() + panel * s.in.channels * kPanel,
+                        s.inputs, s.slots, s.count(block), panels, m + point * s.m_stride + panel * s.slots * kPanel);
+  };
+  const auto output = [&](const float* m, int64_t block, int64_t task) {
+    s.kernels->output(m, s.m_stride, s.out, s.range(block, task), bias, y);
+  };
+  if (s.shared) {
+    float *v = space, *m = v + s.points * s.v_stride;
+    for (int64_t block = 0; block < s.blocks(); ++block) {
+      Parallel(turn, s.tasks(block), [&](int64_t task) { image(v, block, task); });
+      Parallel(turn, s.all_products(), [&](int64_t i) {
+        s.Products(i, [&](auto... at) { products(v, m, block, at...); });
+      });
+      Parallel(turn, s.tasks(block), [&](int64_t task) { output(m, block, task); });
+    }
+    return;
+  }
+  Parallel(turn, teams, [&](int64_t team) {
+    float *v = space + team * s.points * (s.v_stride + s.m_stride), *m = v + s.points * s.v_stride;
+    for (int64_t block = team * s.blocks() / teams; block < (team + 1) * s.blocks() / teams; ++block) {
+      for (int64_t task = 0; task < s.tasks(block); ++task) image(v, block, task);
+      for (int64_t i = 0; i < s.all_products(); ++i) s.Products(i, [&](auto... at) { products(v, m, block, at...); });
+      for (int64_t task = 0; task < s.tasks(block); ++task) output(m, block, task);
+    }
+  });
+}
+
+float* KernelSpace(const Turn& turn, const Shape& s, int64_t more) {
+  return static_cast<float*>(turn.weights().Reserve((s.points * s.kernel_stride() + more) * sizeof(float)));
+}
+
+void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffer& y) {
+  for (const ffi::AnyBuffer* buffer : {&x, &w, &y}) {
+    if (buffer->element_type() != ffi::F32 || buffer->dimensions().size() != 4) {
+      throw std::invalid_argument("expected x and y (N, H, W, C) and weights (3, 3, C, O), all f32");
+    }
+  }
+  auto wd = w.dimensions();
+  if (wd[0] != 3 || wd[1] != 3 || wd[2] % kPanel || wd[3] % kPanel || wd[2] != x.dimensions()[3] ||
+      wd[3] != y.dimensions()[3]) {
+    throw std::invalid_argument("expected weights (3, 3, C, O), where C and O are multiples of 16");
+  }
+}
+
+// padding: top, bottom, left, right.
+ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> y,
+                   Ints padding, int64_t tile) {
+  return Guarded("Winograd convolution", [&](const Turn& turn) {
+    Check(x, w, *y);
+    const Shape s = Shape::Of(x.dimensions(), y->dimensions(), padding[0], padding[2], tile, turn.threads(), false);
+    ExpectWrites(*y);
+    float* u = KernelSpace(turn, s, 0);
+    TransformKernel(turn, s, static_cast<const float*>(w.untyped_data()), false, u);
+    Convolve(turn, s, static_cast<const float*>(x.untyped_data()), u,
+             bias.element_count() > 0 ? static_cast<const float*>(bias.untyped_data()) : nullptr,
+             static_cast<float*>(y->untyped_data()));
+  }, x, w, bias, *y);
+}
+
+// dx is the convolution of dy with the kernel whose taps are reversed and whose channels are exchanged.
+ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::AnyBuffer> dx, Ints padding,
+                        int64_t tile) {
+  return Guarded("Winograd input gradient", [&](const Turn& turn) {
+    Check(*dx, w, dy);
+    const Shape s = Shape::Of(dy.dimensions(), dx->dimensions(), 2 - padding[0], 2 - padding[2], tile, turn.threads(), false);
+    ExpectWrites(*dx);
+    float* u = KernelSpace(turn, s, w.element_count());
+    float* transposed = u + s.points * s.kernel_stride();
+    Transpose(turn, static_cast<const float*>(w.untyped_data()), s.out.channels, s.in.channels, transposed);
+    TransformKernel(turn, s, transposed, true, u);
+    Convolve(turn, s, static_cast<const float*>(dy.untyped_data()), u, nullptr,
+             static_cast<float*>(dx->untyped_data()));
+  }, dy, w, *dx);
+}
+
+// dbias is (O,) or empty.
+ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dw,
+                           ffi::Result<ffi::AnyBuffer> dbias, Ints padding, int64_t tile) {
+  return Guarded("Winograd weight gradient", [&](const Turn& turn) {
+    Check(x, *dw, dy);
+    const Shape s = Shape::Of(x.dimensions(), dy.dimensions(), padding[0], padding[2], tile, turn.threads(), true);
+    const int64_t c = s.in.channels, o = s.out.channels;
+    const bool has_bias = dbias->element_count() > 0;
+    float* v = static_cast<float*>(
+        turn.scratchpad().Reserve(s.points * (s.v_stride + s.m_stride) * static_cast<int64_t>(sizeof(float))));
+    float* z = v + s.points * s.v_stride;
+    float* u = KernelSpace(turn, s, 0);
+    float* sums = has_bias ? static_cast<float*>(turn.partials().Reserve(s.all_tasks() * o * sizeof(float))) : nullptr;
+    for (int64_t block = 0; block < s.blocks(); ++block) {
+      Parallel(turn, s.tasks(block), [&](int64_t task) {
+        const Range range = s.range(block, task);
+        s.kernels->image(static_cast<const float*>(x.untyped_data()), s.in, range, v, s.v_stride);
+        s.kernels->gradient(static_cast<const float*>(dy.untyped_data()), s.out, range, z, s.m_stride,
+                            sums ? sums + (block * s.tasks(0) + task) * o : nullptr);
+      });
+      Parallel(turn, s.all_products(), [&](int64_t i) {
+        s.Products(i, [&](int64_t point, int64_t panel, int64_t panels) {
+          s.products->gradient(v + point * s.v_stride, z + point * s.m_stride + panel * s.slots * kPanel, s.inputs,
+                               s.slots, s.count(block), panels, block == 0,
+                               u + point * s.kernel_stride() + panel * c * kPanel);
+        });
+      });
+    }
+    float* gradient = static_cast<float*>(dw->untyped_data());
+    Parallel(turn, c, [&](int64_t row) {
+      for (int64_t panel = 0; panel < s.outputs; ++panel) {
+        s.kernels->kernel_gradient(u + (panel * c + row) * kPanel, s.kernel_stride(), gradient + row * o + panel * kPanel,
+                                   c * o);
+      }
+    });
+    if (has_bias) {
+      float* bias = static_cast<float*>(dbias->untyped_data());
+      SumParts(turn, sums, s.all_tasks(), o, [&](int64_t i, double total) { bias[i] = static_cast<float>(total); });
+    }
+  }, x, dy, *dw, *dbias);
+}
+
+}  // namespace
+
+RESNET_JAX_HANDLER(resnet_jax_winograd_forward, Forward, ffi::Ffi::Bind()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Attr<Ints>("padding")
+                       .Attr<int64_t>("tile"));
+RESNET_JAX_HANDLER(resnet_jax_winograd_backward_data, BackwardData, ffi::Ffi::Bind()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Attr<Ints>("padding")
+                       .Attr<int64_t>("tile"));
+RESNET_JAX_HANDLER(resnet_jax_winograd_backward_weights, BackwardWeights, ffi::Ffi::Bind()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Attr<Ints>("padding")
+                       .Attr<int64_t>("tile"));
+
+}  // namespace resnet_jax

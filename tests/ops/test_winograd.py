@@ -1,0 +1,178 @@
+"""Convolutions in Winograd's form against sums in float64, on every instruction set that this machine has."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnet_jax import ops
+from resnet_jax.ops import native, select, winograd
+from resnet_jax.ops.winograd import DIRECT, Tiles
+
+if select.simd_level() < select.AVX2_LEVEL:
+    pytest.skip("the native kernels are not built, or this CPU has no AVX2", allow_module_level=True)
+
+LIMIT = 2e-5  # the largest error, as a share of the largest value
+pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
+panels = st.integers(1, 5).map(lambda n: n * winograd.PANEL)
+
+
+def taps(x, height: int, width: int, padding):
+    """The pixels that each tap of a 3x3 kernel sees: (3, 3, N, H', W', C)."""
+    padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+    return np.stack([np.stack([padded[:, i : i + height, j : j + width] for j in range(3)]) for i in range(3)])
+
+
+def exact(padding, x, kernel, bias, dy):
+    """y and the gradients of x, kernel and bias for the cotangent dy, in float64."""
+    x, kernel, bias, dy = (np.asarray(a, np.float64) for a in (x, kernel, bias, dy))
+    seen = taps(x, *dy.shape[1:3], padding)
+    y = np.einsum("ijnhwc,ijco->nhwo", seen, kernel, optimize=True) + bias
+    back = [(2 - low, 2 - high) for low, high in padding]
+    dx = np.einsum("ijnhwo,ijco->nhwc", taps(dy, *x.shape[1:3], back), kernel[::-1, ::-1], optimize=True)
+    return y, dx, np.einsum("ijnhwc,nhwo->ijco", seen, dy, optimize=True), dy.sum((0, 1, 2))
+
+
+def computed(padding, tiles, x, kernel, bias, dy):
+    """The same by the native library."""
+    y, back = jax.vjp(lambda *operands: native._conv((1, 1), padding, 1, tiles, *operands), x, kernel, bias)
+    return y, *back(dy)
+
+
+def operands_for(shape, outputs: int, padding, seed: int = 0):
+    random = np.random.default_rng(seed)
+    n, height, width, inputs = shape
+    out = (n, height + sum(padding[0]) - 2, width + sum(padding[1]) - 2, outputs)
+    sizes = (shape, (3, 3, inputs, outputs), (outputs,), out)
+    return [jnp.asarray(random.normal(size=size), jnp.float32) for size in sizes]
+
+
+def check(padding, tiles, operands) -> None:
+    found = jax.jit(lambda *a: computed(padding, tiles, *a))(*operands)
+    for got, want in zip(found, exact(padding, *operands), strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=0, atol=LIMIT * np.abs(want).max())
+
+
+@pytest.mark.parametrize("tile", winograd.SIZES)
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    images=st.tuples(st.integers(1, 9), st.integers(3, 14), st.integers(3, 14)),
+    inputs=panels,
+    outputs=panels,
+    padding=st.tuples(pads, pads),
+)
+def test_values_and_gradients(tile, images, inputs, outputs, padding):
+    check(padding, Tiles(tile, tile, tile), operands_for((*images, inputs), outputs, padding))
+
+
+@pytest.mark.parametrize("tile", winograd.SIZES)
+def test_many_tiles_and_many_channels(tile):
+    """Several blocks of tiles, also with a last one that is not full, and sums over more channels than one pass has."""
+    padding = ((1, 1), (1, 1))
+    check(padding, Tiles(tile, tile, tile), operands_for((67, 13, 13, 32), 48, padding))
+    check(padding, Tiles(tile, tile, tile), operands_for((9, 6, 6, 528), 304, padding))
+
+
+def test_each_pass_may_have_its_own_form():
+    padding = ((1, 1), (0, 2))
+    for tiles in (Tiles(4, 0, 3), Tiles(0, 3, 0), DIRECT):
+        check(padding, tiles, operands_for((3, 8, 9, 32), 16, padding))
+
+
+def test_two_runs_are_the_same_to_the_bit():
+    padding = ((1, 1), (1, 1))
+    operands = operands_for((64, 12, 12, 64), 64, padding)
+    run = jax.jit(lambda *a: computed(padding, Tiles(4, 4, 4), *a))
+    for first, second in zip(run(*operands), run(*operands), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_not_a_number_stays_in_its_tile():
+    padding = ((1, 1), (1, 1))
+    x, kernel, bias, _ = operands_for((2, 16, 16, 16), 16, padding)
+    y = native._conv((1, 1), padding, 1, Tiles(4, 4, 4), x.at[0, 0, 0, 0].set(jnp.nan), kernel, bias)
+    assert jnp.isnan(y[0, 0, 0]).all()
+    assert jnp.isfinite(y[0, 8:]).all()
+    assert jnp.isfinite(y[1]).all()
+
+
+def form(shape, kernel_shape, choice: str = "auto", dtype=jnp.float32, **how) -> bool:
+    """Whether the program of that convolution contains Winograd's form."""
+    x, kernel = jnp.zeros(shape, dtype), jnp.zeros(kernel_shape)
+    with ops.cpu_kernels(choice):
+        return "winograd" in jax.jit(lambda *a: ops.conv(*a, **how)).lower(x, kernel).as_text()
+
+
+def test_only_the_default_choice_has_the_form():
+    images, kernel, padding = (64, 12, 12, 64), (3, 3, 64, 64), ((1, 1), (1, 1))
+    assert form(images, kernel, padding=padding)
+    assert not form(images, kernel, "onednn", padding=padding)
+    assert not form(images, kernel, "xla", padding=padding)
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "how"),
+    [
+        ((64, 12, 12, 64), (3, 3, 64, 64), {"strides": (2, 2)}),
+        ((64, 12, 12, 64), (3, 3, 32, 64), {"groups": 2}),
+        ((64, 12, 12, 64), (5, 5, 64, 64), {}),
+        ((64, 12, 12, 24), (3, 3, 24, 64), {}),
+        ((64, 12, 12, 64), (3, 3, 64, 64), {"padding": ((3, 3), (1, 1))}),
+    ],
+)
+def test_other_convolutions_are_direct(images, kernel, how):
+    assert not form(images, kernel, **how)
+
+
+def test_an_error_names_operation_and_shapes():
+    call = jax.ffi.ffi_call("resnet_jax_winograd_forward", jax.ShapeDtypeStruct((1, 9, 9, 8), jnp.float32))
+    operands = jnp.ones((1, 4, 4, 8)), jnp.ones((3, 3, 8, 8)), jnp.ones((8,))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"Winograd convolution\(.*1,4,4,8.*\): .*multiples of 16"):
+        jax.block_until_ready(jax.jit(lambda *a: call(*a, padding=np.zeros(4, np.int64), tile=np.int64(4)))(*operands))
+
+
+WITH_LEVEL = """
+    import jax, numpy as np
+    import test_winograd as t
+    from resnet_jax.ops import select
+    print("level", select.simd_level())
+    padding = ((1, 1), (1, 1))
+    t.check(padding, t.Tiles(4, 4, 4), t.operands_for((9, 11, 11, 48), 80, padding))
+    t.check(padding, t.Tiles(3, 3, 3), t.operands_for((9, 6, 6, 288), 48, padding))
+"""
+
+
+def python(code: str, isa: str) -> str:
+    here = os.path.dirname(__file__)
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_avx2_on_every_machine():
+    assert "level 3" in python(WITH_LEVEL, "AVX2")
+
+
+def test_a_machine_with_less_convolves_directly():
+    code = """
+        import jax, jax.numpy as jnp; from resnet_jax import ops; from resnet_jax.ops import select
+        x, kernel = jnp.ones((64, 12, 12, 64)), jnp.ones((3, 3, 64, 64))
+        print("level", select.simd_level())
+        print("winograd", "winograd" in jax.jit(ops.conv).lower(x, kernel).as_text())
+        print("sum", float(jax.jit(ops.conv)(x, kernel)[0, 0, 0, 0]))
+    """
+    output = python(code, "SSE41")
+    assert "level 2" in output
+    assert "winograd False" in output
+    assert "sum 576.0" in output
