@@ -4,7 +4,6 @@
 #include "winograd_kernels.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <stdexcept>
 
 #include "parallel.h"
@@ -16,8 +15,11 @@ namespace {
 using Ints = ffi::Span<const int64_t>;
 
 constexpr int64_t kTilesInTask = 8;
+// Tiles in a block of one thread, and in one that all threads share. Twice and half as many need the same time within
+// the noise (2 cores of a Zen 3, the layers of resnet18 and resnet20).
+constexpr int64_t kSlots[2] = {48, 128};
+constexpr int64_t kTilesOfThread = 96;  // with fewer for each thread, all threads share the blocks
 
-int64_t Env(const char* n, int64_t d) { const char* v = std::getenv(n); return v ? std::atoll(v) : d; }
 int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 // One convolution: its images, its tiles, and the blocks in which it is computed.
@@ -25,15 +27,15 @@ struct Shape {
   Tiles in, out;  // the tiles as they lie in the padded images, and in the output
   int64_t inputs, outputs;  // panels
   int64_t tiles, points;
-  int64_t slots;            // tiles in a block
-  bool shared;
+  int64_t slots;            // tiles in a block, at most
+  bool shared;              // by all threads; else each thread computes blocks of its own
   int64_t v_stride, m_stride;
   const WinogradKernels* kernels;
   const WinogradProducts* products;
 
   // x (N, H, W, C) is convolved to y (N, H', W', O).
   static Shape Of(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y, int64_t top, int64_t left, int64_t tile,
-                  int threads, bool all) {
+                  int threads, bool shared) {
     Shape s;
     const Winograd* here = WinogradHere();
     if (here == nullptr) throw std::invalid_argument("this CPU has no AVX2");
@@ -47,10 +49,8 @@ struct Shape {
     s.inputs = x[3] / kPanel, s.outputs = y[3] / kPanel;
     s.tiles = x[0] * rows * columns;
     s.points = (tile + 2) * (tile + 2);
-    const int64_t share = Env("W_PRIV", 48);
-    s.shared = all || s.tiles < Env("W_MIN", 96) * threads;
-    int64_t most = s.shared ? std::max<int64_t>(kTilesInTask, std::min<int64_t>(Env("W_T", 256), Env("W_KB", 65536) / std::max(x[3], y[3]))) : share;
-    int64_t blocks = (s.tiles + most - 1) / most;
+    s.shared = shared || s.tiles < kTilesOfThread * threads;
+    int64_t blocks = (s.tiles + kSlots[s.shared] - 1) / kSlots[s.shared];
     if (!s.shared) blocks = RoundUp(blocks, threads);
     s.slots = RoundUp((s.tiles + blocks - 1) / blocks, s.products->rows);
     s.v_stride = s.inputs * s.slots * kPanel + kPanel;

@@ -130,7 +130,8 @@ class RunConfig:
     AMX or AVX512-BF16 and oneDNN), float32 elsewhere. By default JAX computes float32 products at reduced precision on
     TPUs and GPUs."""
     cpu_kernels: CpuKernels = "auto"
-    """Kernels of convolution and batch norm on a CPU. auto: oneDNN's where they are installed, else XLA's. plain: XLA's
+    """Kernels of convolution and batch norm on a CPU. auto: oneDNN's and our own where they are installed, else XLA's.
+    onednn: the same without Winograd's form of 3x3 convolutions. plain: XLA's
     without our rewriting, which is slow."""
     sync_batch_norm: bool = True
     """Compute batch statistics over all devices, not over the share of each device."""

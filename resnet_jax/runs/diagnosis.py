@@ -30,6 +30,7 @@ NAMES = (
     "PYTHONPATH",
     "NVIDIA_VISIBLE_DEVICES",
 )
+SIMD = {0: "none of them", 2: "SSE4", 3: "AVX2", 4: "AVX-512"}  # by simd_level()
 SETS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instruction sets, as Linux names them
 
 
@@ -128,7 +129,7 @@ def _check_accelerators(found: dict[str, Any], seen: list[str], report: Report) 
 def kernels(report: Report) -> dict[str, Any]:
     """Whether the native kernels are built, the instruction sets of the CPU, and which kernels training uses."""
     from resnet_jax import ops
-    from resnet_jax.ops.select import native_problem
+    from resnet_jax.ops.select import native_problem, simd_level
     from resnet_jax.runs.hardware import cpu_flags
 
     problem = native_problem()
@@ -139,6 +140,7 @@ def kernels(report: Report) -> dict[str, Any]:
     return {
         "native kernels": "not used" if problem else f"oneDNN, resnet_jax_onednn {installed('resnet_jax_onednn')}",
         "instruction sets": [name for name in SETS if name in cpu_flags()],
+        "native kernels use": SIMD[simd_level()],
         "native convolutions in bfloat16": bfloat16,
         "training uses": "XLA" if problem else "oneDNN",
     }
