@@ -57,10 +57,10 @@ test-newest:  ## run the tests on the newest versions in the registry, with the 
 	.venv-newest/bin/python $(PYTEST) $(ARGS)
 
 test-real: venv-test data  ## run the tests that read the real Fashion-MNIST
-	$(PY) -m pytest -m real_data $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m real_data $(ARGS)
 
 test-long: venv-test data  ## run the tests that train for minutes
-	$(PY) -m pytest -m long $(ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m long $(ARGS)
 
 test-browser: venv-browser  ## test the pages in Chromium (installs Debian's if it is missing)
 	$(PY) -m pytest -m browser $(ARGS)

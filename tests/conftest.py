@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-# Both take effect only before jax is imported.
+# They take effect only before jax is imported.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Most programs run once or twice. Without the expensive optimisations the suite takes two thirds of the time. The tests
+# of make test-real and make test-long, and those of tests/runs/test_same_bits.py, have all of them.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 

@@ -5,7 +5,6 @@ XLA's. Whole networks at 28x28 depend on the last digit: batch norm over a few 1
 changes sides.
 """
 
-import jax
 import pytest
 
 from resnet_jax import ops
@@ -15,11 +14,3 @@ from resnet_jax import ops
 def xla_kernels():
     with ops.cpu_kernels("xla"):
         yield
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    """Programs of these tests run once or twice, so XLA compiles them without its expensive optimisations."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

@@ -2,12 +2,22 @@
 
 import json
 
+import jax
 import pytest
 import same_bits
 
 from resnet_jax import ops
 
 FROZEN = json.loads(same_bits.FROZEN.read_text())
+
+
+@pytest.fixture(autouse=True)
+def _programs_as_users_run_them():
+    """XLA's optimisations change bits."""
+    before = jax.config.jax_disable_most_optimizations  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.mark.parametrize("kernels", ["xla", "onednn"])
