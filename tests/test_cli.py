@@ -148,7 +148,7 @@ BAD = {
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line on stderr, after a note for each flag of argv that is given twice. Nothing is compiled or written."""
+    """The one line on stderr, after a note for each flag that is given twice. Nothing is compiled or written."""
     before = made.snapshot(Path())
     with made.compilations() as programs:
         assert cli.main(argv) == 2

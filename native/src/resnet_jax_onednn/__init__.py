@@ -1,7 +1,8 @@
 """The C++ part of resnet_jax.ops: loads the library and registers its operations with XLA.
 
 The import does nothing. `register()` loads the library; if that fails, it raises `LoadError` with the reason
-in one line. `limit_threads()` limits the threads of every operation. `level()` is the instruction set of our own kernels.
+in one line. `limit_threads()` limits the threads of every operation. `level()` names the instruction set of our own
+kernels.
 """
 
 import ctypes
