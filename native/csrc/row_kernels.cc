@@ -1,22 +1,34 @@
 // Compiled once per instruction set (ROW_KERNELS_ISA = v2, v3, v4); CMakeLists.txt explains why it uses no
-// templates of the standard library. GCC's vector extension has 16 lanes here; GCC compiles it to the vectors of the
-// instruction set.
+// templates of the standard library.
 #include "row_kernels.h"
 
 namespace resnet_jax {
 namespace ROW_KERNELS_ISA {
 namespace {
 
+// One vector register of floats. GCC 12 compiles comparisons of longer vectors to code for each element.
+#if defined(__AVX512F__)
 constexpr int64_t kLanes = 16;
-typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Words __attribute__((vector_size(64)));
-typedef uint32_t UnsignedWords __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef uint8_t Bytes __attribute__((vector_size(16)));
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+#else
+constexpr int64_t kLanes = 4;
+#endif
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Words __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t UnsignedWords __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+
+// The same vectors at any address. GCC 12 splits a memcpy of 32 bytes into two halves.
+template <typename V>
+struct Anywhere {
+  typedef V type __attribute__((aligned(1), may_alias));
+};
 
 #define INLINE inline __attribute__((always_inline))
 
-// The number of lanes in use. It is a constant, 16, in all blocks of channels but the last.
+// The number of lanes in use. It is a constant, kLanes, in all blocks of channels but the last.
 struct AllLanes {
   constexpr operator int64_t() const { return kLanes; }
 };
@@ -33,7 +45,7 @@ template <typename V, typename T, typename L>
 INLINE V LoadLanes(const T* from, L lanes) {
   V v = {};
   if (lanes == kLanes) {
-    __builtin_memcpy(&v, from, sizeof(V));
+    v = *reinterpret_cast<const typename Anywhere<V>::type*>(from);
   } else {
     __builtin_memcpy(&v, from, lanes * sizeof(T));
   }
@@ -43,7 +55,7 @@ INLINE V LoadLanes(const T* from, L lanes) {
 template <typename V, typename T, typename L>
 INLINE void StoreLanes(T* to, V v, L lanes) {
   if (lanes == kLanes) {
-    __builtin_memcpy(to, &v, sizeof(V));
+    *reinterpret_cast<typename Anywhere<V>::type*>(to) = v;
   } else {
     __builtin_memcpy(to, &v, lanes * sizeof(T));
   }
