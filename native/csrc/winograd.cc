@@ -1,9 +1,11 @@
 // 3x3 convolutions of stride 1 over NHWC float32 activations in Winograd's form: forward, input gradient, and weight
-// and bias gradient. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
+// and bias gradient. The weight gradient of other convolutions, as one product of matrices for each tap of the kernel. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
 // the tiles, then multiply at each point, then transform back.
 #include "winograd_kernels.h"
 
 #include <algorithm>
+#include <array>
+#include <cstring>
 #include <stdexcept>
 
 #include "parallel.h"
@@ -13,12 +15,16 @@ namespace resnet_jax {
 namespace {
 
 using Ints = ffi::Span<const int64_t>;
+using Pair = std::array<int64_t, 2>;  // along H and W
 
 constexpr int64_t kTilesInTask = 8;
 // Tiles in a block of one thread, and in one that all threads share. Twice and half as many need the same time within
 // the noise (2 cores of a Zen 3, the layers of resnet18 and resnet20).
 constexpr int64_t kSlots[2] = {48, 128};
 constexpr int64_t kTilesOfThread = 96;  // with fewer for each thread, all threads share the blocks
+
+// The direct convolution: a block has 2 MiB of pixels, one for each tap, as far as that is between 64 and 512 tiles.
+int64_t SlotsOfTaps(int64_t floats) { return std::clamp((int64_t{1} << 19) / floats, int64_t{64}, int64_t{512}); }
 
 int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
@@ -33,24 +39,28 @@ struct Shape {
   const WinogradKernels* kernels;
   const WinogradProducts* products;
 
-  // x (N, H, W, C) is convolved to y (N, H', W', O).
+  // x (N, H, W, C) is convolved to y (N, H', W', O) by a window of `window` x `window` or, for tiles of one pixel, of
+  // any size and stride.
   static Shape Of(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y, int64_t top, int64_t left, int64_t tile,
-                  int threads, bool shared) {
+                  int threads, bool shared, Pair window = {3, 3}, Pair strides = {1, 1}) {
     Shape s;
     const Winograd* here = WinogradHere();
     if (here == nullptr) throw std::invalid_argument("this CPU has no AVX2");
     s.kernels = std::find_if(std::begin(here->kernels), std::end(here->kernels),
                              [&](const WinogradKernels& kernels) { return kernels.tile == tile; });
-    if (s.kernels == std::end(here->kernels)) throw std::invalid_argument("tiles are 3 or 4 pixels wide");
+    if (s.kernels == std::end(here->kernels)) throw std::invalid_argument("tiles are 1, 3 or 4 pixels wide");
     s.products = &here->products;
+    const bool taps = tile == 1;
     const int64_t rows = (y[1] + tile - 1) / tile, columns = (y[2] + tile - 1) / tile;
-    s.in = {x[1], x[2], x[3], rows, columns, top, left};
-    s.out = {y[1], y[2], y[3], rows, columns, 0, 0};
+    s.in = {x[1], x[2], x[3], rows, columns, taps ? strides[0] : tile, taps ? strides[1] : tile, top, left,
+            window[0], window[1]};
+    s.out = {y[1], y[2], y[3], rows, columns, tile, tile, 0, 0, 0, 0};
     s.inputs = x[3] / kPanel, s.outputs = y[3] / kPanel;
     s.tiles = x[0] * rows * columns;
-    s.points = (tile + 2) * (tile + 2);
+    s.points = taps ? window[0] * window[1] : (tile + 2) * (tile + 2);
     s.shared = shared || s.tiles < kTilesOfThread * threads;
-    int64_t blocks = (s.tiles + kSlots[s.shared] - 1) / kSlots[s.shared];
+    const int64_t most = taps ? SlotsOfTaps(s.points * std::max(x[3], y[3])) : kSlots[s.shared];
+    int64_t blocks = (s.tiles + most - 1) / most;
     if (!s.shared) blocks = RoundUp(blocks, threads);
     s.slots = RoundUp((s.tiles + blocks - 1) / blocks, s.products->rows);
     s.v_stride = s.inputs * s.slots * kPanel + kPanel;
@@ -148,16 +158,16 @@ float* KernelSpace(const Turn& turn, const Shape& s, int64_t more) {
   return static_cast<float*>(turn.weights().Reserve((s.points * s.kernel_stride() + more) * sizeof(float)));
 }
 
-void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffer& y) {
+void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffer& y, bool three = true) {
   for (const ffi::AnyBuffer* buffer : {&x, &w, &y}) {
     if (buffer->element_type() != ffi::F32 || buffer->dimensions().size() != 4) {
       throw std::invalid_argument("expected x and y (N, H, W, C) and weights (3, 3, C, O), all f32");
     }
   }
   auto wd = w.dimensions();
-  if (wd[0] != 3 || wd[1] != 3 || wd[2] % kPanel || wd[3] % kPanel || wd[2] != x.dimensions()[3] ||
+  if ((three && (wd[0] != 3 || wd[1] != 3)) || wd[2] % kPanel || wd[3] % kPanel || wd[2] != x.dimensions()[3] ||
       wd[3] != y.dimensions()[3]) {
-    throw std::invalid_argument("expected weights (3, 3, C, O), where C and O are multiples of 16");
+    throw std::invalid_argument("expected weights (3, 3, C, O), or (h, w, C, O) for tiles of one pixel, where C and O are multiples of 16");
   }
 }
 
@@ -192,18 +202,37 @@ ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::An
   }, dy, w, *dx);
 }
 
-// dbias is (O,) or empty.
+// The gradient of the kernel from that of u.
+void StoreGradient(const Turn& turn, const Shape& s, const float* u, float* kernel) {
+  const int64_t c = s.in.channels, o = s.out.channels;
+  Parallel(turn, c, [&](int64_t row) {
+    for (int64_t panel = 0; panel < s.outputs; ++panel) {
+      const float* from = u + (panel * c + row) * kPanel;
+      float* to = kernel + row * o + panel * kPanel;
+      if (s.kernels->kernel_gradient) {
+        s.kernels->kernel_gradient(from, s.kernel_stride(), to, c * o);
+      } else {
+        for (int64_t tap = 0; tap < s.points; ++tap) {
+          std::memcpy(to + tap * c * o, from + tap * s.kernel_stride(), kPanel * sizeof(float));
+        }
+      }
+    }
+  });
+}
+
+// dbias is (O,) or empty. tile: 1 for a kernel of any size and any strides, else that of the 3x3 kernel of stride 1.
 ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dw,
-                           ffi::Result<ffi::AnyBuffer> dbias, Ints padding, int64_t tile) {
+                           ffi::Result<ffi::AnyBuffer> dbias, Ints padding, int64_t tile, Ints strides) {
   return Guarded("Winograd weight gradient", [&](const Turn& turn) {
-    Check(x, *dw, dy);
-    const Shape s = Shape::Of(x.dimensions(), dy.dimensions(), padding[0], padding[2], tile, turn.threads(), true);
-    const int64_t c = s.in.channels, o = s.out.channels;
-    const bool has_bias = dbias->element_count() > 0;
+    Check(x, *dw, dy, tile != 1);
+    const Shape s = Shape::Of(x.dimensions(), dy.dimensions(), padding[0], padding[2], tile, turn.threads(), true,
+                              {dw->dimensions()[0], dw->dimensions()[1]}, {strides[0], strides[1]});
+    const int64_t o = s.out.channels, z_points = tile == 1 ? 1 : s.points;
     float* v = static_cast<float*>(
-        turn.scratchpad().Reserve(s.points * (s.v_stride + s.m_stride) * static_cast<int64_t>(sizeof(float))));
+        turn.scratchpad().Reserve((s.points * s.v_stride + z_points * s.m_stride) * static_cast<int64_t>(sizeof(float))));
     float* z = v + s.points * s.v_stride;
     float* u = KernelSpace(turn, s, 0);
+    const bool has_bias = dbias->element_count() > 0;
     float* sums = has_bias ? static_cast<float*>(turn.partials().Reserve(s.all_tasks() * o * sizeof(float))) : nullptr;
     for (int64_t block = 0; block < s.blocks(); ++block) {
       Parallel(turn, s.tasks(block), [&](int64_t task) {
@@ -214,19 +243,13 @@ ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi:
       });
       Parallel(turn, s.all_products(), [&](int64_t i) {
         s.Products(i, [&](int64_t point, int64_t panel, int64_t panels) {
-          s.products->gradient(v + point * s.v_stride, z + point * s.m_stride + panel * s.slots * kPanel, s.inputs,
-                               s.slots, s.count(block), panels, block == 0,
-                               u + point * s.kernel_stride() + panel * c * kPanel);
+          s.products->gradient(v + point * s.v_stride, z + point % z_points * s.m_stride + panel * s.slots * kPanel,
+                               s.inputs, s.slots, s.count(block), panels, block == 0,
+                               u + point * s.kernel_stride() + panel * s.in.channels * kPanel);
         });
       });
     }
-    float* gradient = static_cast<float*>(dw->untyped_data());
-    Parallel(turn, c, [&](int64_t row) {
-      for (int64_t panel = 0; panel < s.outputs; ++panel) {
-        s.kernels->kernel_gradient(u + (panel * c + row) * kPanel, s.kernel_stride(), gradient + row * o + panel * kPanel,
-                                   c * o);
-      }
-    });
+    StoreGradient(turn, s, u, static_cast<float*>(dw->untyped_data()));
     if (has_bias) {
       float* bias = static_cast<float*>(dbias->untyped_data());
       SumParts(turn, sums, s.all_tasks(), o, [&](int64_t i, double total) { bias[i] = static_cast<float>(total); });
@@ -255,6 +278,7 @@ RESNET_JAX_HANDLER(resnet_jax_winograd_backward_weights, BackwardWeights, ffi::F
                        .Ret<ffi::AnyBuffer>()
                        .Ret<ffi::AnyBuffer>()
                        .Attr<Ints>("padding")
-                       .Attr<int64_t>("tile"));
+                       .Attr<int64_t>("tile")
+                       .Attr<Ints>("strides"));
 
 }  // namespace resnet_jax

@@ -120,9 +120,10 @@ struct Place {
   int64_t image, row, column;
 };
 
-INLINE Place PlaceOf(const Tiles& tiles, int64_t tile, int64_t number) {
+INLINE Place PlaceOf(const Tiles& tiles, int64_t number) {
   const int64_t in_image = number % (tiles.rows * tiles.columns);
-  return {number / (tiles.rows * tiles.columns), in_image / tiles.columns * tile, in_image % tiles.columns * tile};
+  return {number / (tiles.rows * tiles.columns), in_image / tiles.columns * tiles.down,
+          in_image % tiles.columns * tiles.right};
 }
 
 // Transforms `kIn` x `kIn` numbers along rows, then along columns. load(i, j) reads one, store(i, j, value) keeps one.
@@ -167,7 +168,7 @@ void Image(const float* x, const Tiles& tiles, Range range, float* v, int64_t st
   const int64_t line = tiles.width * tiles.channels;
   for (int64_t t = 0; t < range.count; ++t) {
     float* slot = v + (range.slot + t) * kPanel;
-    AtTile<F::kSize>(tiles, PlaceOf(tiles, F::kTile, range.first + t), [&](int64_t pixel, auto inside)
+    AtTile<F::kSize>(tiles, PlaceOf(tiles, range.first + t), [&](int64_t pixel, auto inside)
                      __attribute__((always_inline)) {
       for (int64_t c = 0; c < tiles.channels; c += kLanes) {
         float* to = slot + c / kPanel * range.slots * kPanel + c % kPanel;
@@ -192,7 +193,7 @@ void Gradient(const float* dy, const Tiles& tiles, Range range, float* z, int64_
   }
   for (int64_t t = 0; t < range.count; ++t) {
     float* slot = z + (range.slot + t) * kPanel;
-    AtTile<F::kTile>(tiles, PlaceOf(tiles, F::kTile, range.first + t), [&](int64_t pixel, auto inside)
+    AtTile<F::kTile>(tiles, PlaceOf(tiles, range.first + t), [&](int64_t pixel, auto inside)
                      __attribute__((always_inline)) {
       for (int64_t c = 0; c < tiles.channels; c += kLanes) {
         float* to = slot + c / kPanel * range.slots * kPanel + c % kPanel;
@@ -218,7 +219,7 @@ void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, con
   const int64_t line = tiles.width * tiles.channels;
   for (int64_t t = 0; t < range.count; ++t) {
     const float* slot = m + (range.slot + t) * kPanel;
-    AtTile<F::kTile>(tiles, PlaceOf(tiles, F::kTile, range.first + t), [&](int64_t pixel, auto inside)
+    AtTile<F::kTile>(tiles, PlaceOf(tiles, range.first + t), [&](int64_t pixel, auto inside)
                      __attribute__((always_inline)) {
       for (int64_t c = 0; c < tiles.channels; c += kLanes) {
         const float* from = slot + c / kPanel * range.slots * kPanel + c % kPanel;
@@ -261,6 +262,38 @@ void KernelGradient(const float* u, int64_t stride, float* kernel, int64_t tap) 
         [&](int64_t i, int64_t j, Floats value) __attribute__((always_inline)) {
           Store(kernel + (i * 3 + j) * tap + c, value);
         });
+  }
+}
+
+// The direct convolution: v has the pixels that each tap sees.
+void TapImage(const float* x, const Tiles& tiles, Range range, float* v, int64_t stride) {
+  for (int64_t t = 0; t < range.count; ++t) {
+    const Place place = PlaceOf(tiles, range.first + t);
+    for (int64_t i = 0; i < tiles.window_h; ++i) {
+      for (int64_t j = 0; j < tiles.window_w; ++j) {
+        const int64_t row = place.row - tiles.top + i, column = place.column - tiles.left + j;
+        const bool inside = row >= 0 && row < tiles.height && column >= 0 && column < tiles.width;
+        const float* pixel = x + ((place.image * tiles.height + row) * tiles.width + column) * tiles.channels;
+        float* to = v + (i * tiles.window_w + j) * stride + (range.slot + t) * kPanel;
+        for (int64_t c = 0; c < tiles.channels; c += kLanes) {
+          Store(to + c / kPanel * range.slots * kPanel + c % kPanel, inside ? Load(pixel + c) : Floats{});
+        }
+      }
+    }
+  }
+}
+
+void TapGradient(const float* dy, const Tiles& tiles, Range range, float* z, int64_t, float* sum) {
+  const float* pixel = dy + range.first * tiles.channels;
+  for (int64_t c = 0; c < tiles.channels; c += kLanes) {
+    float* to = z + (c / kPanel * range.slots + range.slot) * kPanel + c % kPanel;
+    Floats total = {};
+    for (int64_t t = 0; t < range.count; ++t) {
+      const Floats value = Load(pixel + t * tiles.channels + c);
+      total += value;
+      Store(to + t * kPanel, value);
+    }
+    if (sum) Store(sum + c, total);
   }
 }
 
@@ -382,7 +415,7 @@ constexpr WinogradKernels KernelsFor() {
 }  // namespace
 
 extern const Winograd kWinograd;
-const Winograd kWinograd = {{kRows, kPanels, Forward, GradientProducts}, {KernelsFor<Three>(), KernelsFor<Four>()}};
+const Winograd kWinograd = {{kRows, kPanels, Forward, GradientProducts}, {{1, TapImage, TapGradient, nullptr, nullptr, nullptr}, KernelsFor<Three>(), KernelsFor<Four>()}};
 
 }  // namespace WINOGRAD_ISA
 }  // namespace resnet_jax

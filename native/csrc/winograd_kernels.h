@@ -22,7 +22,9 @@ constexpr int64_t kPanel = 16;
 struct Tiles {
   int64_t height, width, channels;  // of the images to read or to write
   int64_t rows, columns;            // tiles in an image
+  int64_t down, right;              // from one tile to the next, in pixels
   int64_t top, left;                // padding
+  int64_t window_h, window_w;       // of the kernel; for tiles of one pixel only
 };
 
 // Some tiles: number `first` and the following ones. They lie in slot `slot` and the following ones of a block.
@@ -30,6 +32,9 @@ struct Range {
   int64_t first, count, slot, slots;
 };
 
+// Tiles of one pixel (m = 1) are the direct convolution: the points are the taps of the kernel, of any size and stride,
+// and the transforms copy. They serve weight gradients only, so their output and kernel functions are null; z has one
+// point, which all taps share.
 struct WinogradKernels {
   int64_t tile;  // m
 
@@ -62,7 +67,7 @@ struct WinogradProducts {
 // Everything for one instruction set. `kernels` has one element for each size of tiles.
 struct Winograd {
   WinogradProducts products;
-  WinogradKernels kernels[2];
+  WinogradKernels kernels[3];
 };
 
 // The kernels for the instruction set of this machine; null if it has less than AVX2.

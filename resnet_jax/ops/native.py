@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
 from resnet_jax.ops import winograd
-from resnet_jax.ops.select import winograd_chosen
+from resnet_jax.ops.select import simd_level, winograd_chosen
 from resnet_jax.ops.varying import axes_of, vary_over
 from resnet_jax.ops.winograd import DIRECT, Tiles
 from resnet_jax.ops.xla_cpu import crop_to_image
@@ -69,13 +69,13 @@ def _like(x: Array) -> ShapeDtypeStruct:
 def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
     """See api.conv."""
     kernel, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
-    tiles = winograd.tiles(strides, padding, groups, x, kernel) if winograd_chosen() else DIRECT
-    if tiles != DIRECT:
+    tiles = winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen() else DIRECT
+    if tiles.forward:
         return _conv(strides, padding, groups, tiles, x, kernel, bias)
     centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
     if x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred:
         return _narrow_conv(padding, x, kernel, bias)
-    return _conv(strides, padding, groups, DIRECT, x, kernel, bias)
+    return _conv(strides, padding, groups, tiles, x, kernel, bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -145,7 +145,8 @@ def _conv(strides, padding, groups, tiles: Tiles, x: Array, kernel: Array, bias:
 def _form(direction: str, strides, padding, groups, tile: int) -> tuple[str, dict]:
     """The native function of that pass, and its attributes."""
     if tile:
-        return f"winograd_{direction}", {"padding": _flat(padding), "tile": tile}
+        how = {"padding": _flat(padding), "tile": tile}
+        return f"winograd_{direction}", how | ({"strides": strides} if direction == "backward_weights" else {})
     return f"conv_{direction}", {"strides": strides, "padding": _flat(padding), "groups": groups}
 
 

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from resnet_jax.cores import cpu_count
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.ops.varying import vary_alike
+from resnet_jax.ops.winograd import AVX2
 
 log = logging.getLogger(__name__)
 
 AVX512, AVX512_BF16 = 0x27, 0xE7  # dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx512_core_bf16
-AVX2_LEVEL = 3  # of x86-64, see simd_level
 CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
@@ -124,7 +124,7 @@ def native_chosen() -> bool:
 
 def winograd_chosen() -> bool:
     """Whether a program traced now may use Winograd's form of a convolution on the CPU."""
-    return _chosen == "auto" and native_chosen() and simd_level() >= AVX2_LEVEL
+    return _chosen == "auto" and native_chosen() and simd_level() >= AVX2
 
 
 def native_convolves(dtype: Any) -> bool:

@@ -1,8 +1,12 @@
 """Which convolutions take Winograd's form in the native library, and with which tiles.
 
-The form needs 36 products for a tile of 4x4 output pixels, where the direct convolution needs 144 (25 for 81 with
-3x3 pixels). It is chosen by shape only, so that a run has the same bits each time.
+The form needs 36 products for a tile of 4x4 output pixels, where the direct convolution needs 144, or 25 for 3x3
+pixels, where it needs 81. It is chosen by shape and instruction set, so that a run has the same bits each time.
 Source: arXiv:1509.09308, section 4.
+
+Measured on 2 cores of a Zen 3 with AVX2 (float32, medians of 8), times as fast as oneDNN's direct convolution: forward
+and input gradient 1.5 to 3.1, weight gradient 1.7 to 5.3, for all 3x3 layers of resnet18 at 96x96 and resnet20 at 28x28
+with batch 128, and for 56x56x64 and 28x28x128 with batch 32. docs/benchmarks.md has the table.
 """
 
 from typing import NamedTuple
@@ -12,10 +16,15 @@ from jax import Array
 
 PANEL = 16  # the native kernels take channels in such panels
 SIZES = (4, 3)  # output pixels of a tile along H and W; 4 comes first where both need as many products
+TAPS = 1  # the direct convolution as one product of matrices for each tap of the kernel; for weight gradients only
+# With AVX2, TAPS is 1.3 to 2.9 times as fast as oneDNN for 3x3 kernels of stride 2, and 1.4 to 2.0 times for 1x1
+# kernels on at most 6x6 pixels; on more pixels it is as fast (one core of a Zen 3, medians of 10).
+TAPS_PIXELS = 36
+AVX2 = 3  # of select.simd_level(); the form TAPS is not measured on AVX-512
 
 
 class Tiles(NamedTuple):
-    """The size of tiles of each pass of a convolution. 0 stands for the direct convolution."""
+    """The size of tiles of each pass of a convolution. 0 stands for oneDNN's direct convolution."""
 
     forward: int
     input_gradient: int
@@ -25,22 +34,26 @@ class Tiles(NamedTuple):
 DIRECT = Tiles(0, 0, 0)
 
 
-def tiles(strides, padding, groups, x: Array, kernel: Array) -> Tiles:
-    """x: (N, H, W, C); kernel: (kh, kw, C / groups, O) -> the tiles of each pass."""
-    takes = (
-        x.dtype == jnp.float32
-        and (kernel.shape[:2], strides, groups) == ((3, 3), (1, 1), 1)
-        and kernel.shape[2] % PANEL == kernel.shape[3] % PANEL == 0
-        and all(max(pair) <= 2 for pair in padding)
-    )
-    if not takes:
+def tiles(strides, padding, groups, x: Array, kernel: Array, level: int) -> Tiles:
+    """x: (N, H, W, C); kernel: (kh, kw, C / groups, O); level: of the instruction set -> the tiles of each pass."""
+    if x.dtype != jnp.float32 or groups != 1 or kernel.shape[2] % PANEL or kernel.shape[3] % PANEL:
         return DIRECT
-    n, height, width, _ = x.shape
-    out = tuple(size + low + high - 2 for size, (low, high) in zip((height, width), padding, strict=True))
-    return Tiles(_tile(n, *out), _tile(n, height, width), _tile(n, *out))
+    size = x.shape[1:3]
+    out = tuple(
+        (n + low + high - side) // step + 1
+        for n, side, step, (low, high) in zip(size, kernel.shape[:2], strides, padding, strict=True)
+    )
+    stride_1 = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(max(pair) <= 2 for pair in padding)
+    if stride_1 and min(*size, *out) >= min(SIZES):
+        return Tiles(_tile(*out), _tile(*size), _tile(*out))
+    small = out[0] * out[1] <= TAPS_PIXELS
+    taps = level == AVX2 and (kernel.shape[:2] == (3, 3) or (kernel.shape[:2] == (1, 1) and small))
+    return Tiles(0, 0, TAPS) if taps else DIRECT
 
 
-def _tile(n: int, height: int, width: int) -> int:
+def _tile(height: int, width: int) -> int:
+    """The size of tiles that needs the fewest products."""
+
     def products(tile: int) -> int:
         return -(-height // tile) * -(-width // tile) * (tile + 2) ** 2
 

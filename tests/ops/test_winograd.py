@@ -16,7 +16,7 @@ from resnet_jax import ops
 from resnet_jax.ops import native, select, winograd
 from resnet_jax.ops.winograd import DIRECT, Tiles
 
-if select.simd_level() < select.AVX2_LEVEL:
+if select.simd_level() < winograd.AVX2:
     pytest.skip("the native kernels are not built, or this CPU has no AVX2", allow_module_level=True)
 
 LIMIT = 2e-5  # the largest error, as a share of the largest value
@@ -81,9 +81,33 @@ def test_many_tiles_and_many_channels(tile):
     check(padding, Tiles(tile, tile, tile), operands_for((9, 6, 6, 528), 304, padding))
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    images=st.tuples(st.integers(1, 9), st.integers(4, 14), st.integers(4, 14)),
+    inputs=panels,
+    outputs=panels,
+    padding=st.tuples(pads, pads),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+)
+def test_weight_gradient_by_taps(images, inputs, outputs, padding, window, strides):
+    random = np.random.default_rng(0)
+    x, kernel, bias = (
+        jnp.asarray(random.normal(size=size), jnp.float32)
+        for size in ((*images, inputs), (*window, inputs, outputs), (outputs,))
+    )
+
+    def gradients(tiles):
+        y, back = jax.vjp(lambda *p: native._conv(strides, padding, 1, tiles, x, *p), kernel, bias)
+        return back(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape))
+
+    for got, want in zip(gradients(Tiles(0, 0, winograd.TAPS)), gradients(DIRECT), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=LIMIT * float(jnp.abs(want).max()))
+
+
 def test_each_pass_may_have_its_own_form():
     padding = ((1, 1), (0, 2))
-    for tiles in (Tiles(4, 0, 3), Tiles(0, 3, 0), DIRECT):
+    for tiles in (Tiles(4, 0, 3), Tiles(0, 3, winograd.TAPS), DIRECT):
         check(padding, tiles, operands_for((3, 8, 9, 32), 16, padding))
 
 
