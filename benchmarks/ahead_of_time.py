@@ -97,7 +97,7 @@ def step_of(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
     model = create_model(program.arch, dtype=jnp.dtype(program.dtype), axis_name=AXIS if program.sync else None)
     state = jax.eval_shape(lambda: create_state(model, optimizer, (IMAGE_SIZE, IMAGE_SIZE, 1)))
     shape = jax.ShapeDtypeStruct
-    data = Dataset(shape((NUM_IMAGES, 28, 28, 1), np.uint8), shape((NUM_IMAGES,), np.int32))
+    data = Dataset(shape((NUM_IMAGES, 28 * 28), np.uint8), shape((NUM_IMAGES,), np.int32), (28, 28, 1))
     rows = shape((len(devices), STEPS_AN_EPOCH, IMAGES_A_CHIP), np.int32)
     step = make_train_steps(Preprocess((IMAGE_SIZE, IMAGE_SIZE)), devices)(program.steps)
     return step, (state, data, rows, shape((), np.int32))

@@ -113,7 +113,7 @@ def make_predict(program: Program) -> Callable[..., Any]:
     """A call of the devices: (variables, data, rows (devices, B / devices)) -> the predicted classes (B,)."""
 
     def run(variables, data, rows):
-        images = program.preprocess.evaluate(data.images[rows])
+        images = program.preprocess.evaluate(data.images(rows))
         classes = predict(program.model, variables, images).argmax(-1)
         return lax.all_gather(classes, group_of(rows).axes, tiled=True)
 

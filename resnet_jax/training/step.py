@@ -7,7 +7,7 @@ which take the batch from a data set that lives on the devices.
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -24,11 +24,25 @@ from resnet_jax.training.parallel import Device, Group, group_of, on_devices
 from resnet_jax.training.state import STATISTICS, TrainState, is_frozen, merged, trained, variables_of
 
 
-class Dataset(NamedTuple):
-    """images: (N, H, W, C) uint8, or float32 in [0, 1]; labels: (N,) int32. Every device holds all of it."""
+class Dataset(struct.PyTreeNode):
+    """pixels: (N, H * W * C) uint8, or float32 in [0, 1]; labels: (N,) int32; image_shape: (H, W, C).
 
-    images: Any
+    Every device holds all of it. An image is one row of numbers: the compiler for TPUs copies a data set of four axes
+    into another layout in every step (benchmarks/ahead_of_time.py counts the bytes).
+    """
+
+    pixels: Any
     labels: Any
+    image_shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, images: Any, labels: Any) -> "Dataset":
+        """images: (N, H, W, C); labels: (N,)."""
+        return cls(images.reshape(len(images), -1), labels, tuple(images.shape[1:]))
+
+    def images(self, rows: jax.Array) -> jax.Array:
+        """rows (B,) -> (B, H, W, C)."""
+        return self.pixels[rows].reshape(*rows.shape, *self.image_shape)
 
 
 class Metrics(struct.PyTreeNode):
@@ -164,7 +178,7 @@ def eval_step(
     model: nn.Module, loss: Loss, preprocess: Preprocess, variables: Any, data: Dataset, rows: jax.Array, group: Group
 ) -> Metrics:
     """The metrics of this device's rows (B,); a row of -1 is padding and is not counted."""
-    logits, labels = predict(model, variables, preprocess.evaluate(data.images[rows])), data.labels[rows]
+    logits, labels = predict(model, variables, preprocess.evaluate(data.images(rows))), data.labels[rows]
     real = rows >= 0
     losses = each_loss(loss, logits, labels)  # a mean would count the padding
     correct = (hits(logits, labels) & real).sum()
@@ -186,7 +200,7 @@ def make_train_steps(
         # each place in the global batch has a key, so that augmentation does not depend on the number of devices
         places = group.index * rows.shape[0] + jnp.arange(rows.shape[0])
         keys = image_keys(state.seed, state.step, places)
-        return update(state, preprocess.train(keys, data.images[rows]), data.labels[rows], group)
+        return update(state, preprocess.train(keys, data.images(rows)), data.labels[rows], group)
 
     @cache
     def train_steps(num_steps: int):

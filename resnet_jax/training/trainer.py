@@ -103,7 +103,7 @@ class Trainer:
         devices = pick_devices(self.devices)
         images, labels = part
         program = self.make_program(model, images.shape[1:], devices)
-        data = replicate(Dataset(images, labels), devices)
+        data = replicate(Dataset.of(images, labels), devices)
         return evaluated(program, replicate(dict(variables), devices), data, self.batch_size, devices)
 
     def make_loop(self, model: nn.Module, data: ImageDataset, variables: Variables | None = None) -> Loop:

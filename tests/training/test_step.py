@@ -52,7 +52,7 @@ def build(num_devices: int, optim: OptimConfig, preprocess: Preprocess, sync: bo
     devices = jax.devices()[:num_devices]
     model = create_model(NETS[0], 4, axis_name=AXIS if sync else None)
     state = jax.device_get(create_state(model, optimizer_of(optim), (8, 8, 1)))
-    data = replicate(Dataset(*TRAIN), devices)
+    data = replicate(Dataset.of(*TRAIN), devices)
     return state, data, make_train_steps(preprocess, devices)
 
 
@@ -240,7 +240,7 @@ def seen(num_devices: int, seed: int, step: int) -> np.ndarray:
     state = TrainState(jnp.int32(step), params, {}, PLAIN_SGD.init(params), {}, jnp.uint32(seed), MIRROR, PLAIN_SGD)
     devices = jax.devices()[:num_devices]
     rows = shard(np.arange(BATCH, dtype=np.int32).reshape(num_devices, 1, -1), devices)
-    data = replicate(Dataset(*TRAIN), devices)
+    data = replicate(Dataset.of(*TRAIN), devices)
     new, _ = mirrored(num_devices)(replicate(state, devices), data, rows, np.int32(0))
     return np.asarray(new.batch_stats).reshape(BATCH, 8, 8, 1)
 
@@ -314,7 +314,7 @@ def test_evaluation_is_exact_for_every_size(num_images, batch_size, num_devices)
     model: Any = Linear()
     step = make_eval_step(model, cross_entropy, PLAIN, devices)
     variables = {"params": weights, "batch_stats": bias}
-    data = replicate(Dataset(images, labels), devices)
+    data = replicate(Dataset.of(images, labels), devices)
     sums = [
         jax.device_get(step(variables, data, shard(rows, devices)))
         for rows in eval_rows(num_images, batch_size, num_devices)
