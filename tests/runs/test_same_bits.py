@@ -14,10 +14,9 @@ FROZEN = json.loads(same_bits.FROZEN.read_text())
 @pytest.fixture(autouse=True)
 def _programs_as_users_run_them():
     """XLA's optimisations change bits."""
-    before = jax.config.jax_disable_most_optimizations  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)  # as tests/conftest.py sets it
 
 
 @pytest.mark.parametrize("kernels", ["xla", "onednn"])
