@@ -9,7 +9,7 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 # Most programs run once or twice. Without the expensive optimisations the suite takes two thirds of the time. The tests
-# of make test-real and make test-long, and those of tests/runs/test_same_bits.py, have all of them.
+# of make test-real and make test-long, and those with the fixture as_users_compile, have all of them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
@@ -27,6 +27,14 @@ def _programs():
     """Forget compiled programs. Thousands of them reach the system's limit on memory maps, and the process crashes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture
+def as_users_compile():
+    """With XLA's expensive optimisations, which change bits."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -74,33 +74,34 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
         return _conv(strides, padding, groups, tiles, x, kernel, bias)
     centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
     if x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred:
-        return _narrow_conv(padding, x, kernel, bias)
+        return _narrow_conv(padding, tiles, x, kernel, bias)
     return _conv(strides, padding, groups, tiles, x, kernel, bias)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _narrow_conv(padding, x: Array, kernel: Array, bias: Array | None) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _narrow_conv(padding, tiles: Tiles, x: Array, kernel: Array, bias: Array | None) -> Array:
     """Convolution of images that are 2 or 3 pixels wide; the output has the same size.
 
     oneDNN vectorises along rows of pixels and is slow if a row has only 3. So each pass uses the form that was
     fastest at 3x3x512, batch 128. Milliseconds against oneDNN's own kernel, on 2 cores of a Zen 5:
     forward and input gradient by columns, 5.6 and 9.5 in bfloat16, 9.4 and 14.1 in float32;
-    weight gradient with images side by side, 7.3 and 13.8 in bfloat16. In float32 oneDNN's own is faster.
+    weight gradient with images side by side, 7.3 and 13.8 in bfloat16. In float32 oneDNN's own is faster, except with
+    AVX2 (see winograd.tiles).
     """
     return _by_columns(padding, x, kernel, bias)
 
 
-def _narrow_conv_forward(padding, x, kernel, bias):
-    return _narrow_conv(padding, x, kernel, bias), (x, kernel, bias)
+def _narrow_conv_forward(padding, tiles, x, kernel, bias):
+    return _narrow_conv(padding, tiles, x, kernel, bias), (x, kernel, bias)
 
 
-def _narrow_conv_backward(padding, saved, dy):
+def _narrow_conv_backward(padding, tiles: Tiles, saved, dy):
     x, kernel, bias = saved
     (dx,) = jax.vjp(lambda x: _by_columns(padding, x, kernel, None), x)[1](dy)
     if x.dtype == jnp.bfloat16:
         gap = padding[1][0]
         x, dy = _side_by_side(x, gap), _side_by_side(dy, gap)
-    dkernel, dbias = jax.vjp(lambda *p: _conv((1, 1), padding, 1, DIRECT, x, *p), kernel, bias)[1](dy)
+    dkernel, dbias = jax.vjp(lambda *p: _conv((1, 1), padding, 1, tiles, x, *p), kernel, bias)[1](dy)
     return dx, dkernel, dbias
 
 

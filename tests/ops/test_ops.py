@@ -304,3 +304,35 @@ def test_refusals_name_argument_and_way_out():
         ops.conv(x[:, :2], w, groups=2)
     with pytest.raises(ValueError, match="choose one of auto, onednn, plain, xla"):
         ops.use_cpu_kernels("mkl")
+
+
+@pytest.mark.usefixtures("as_users_compile")
+@pytest.mark.parametrize("way", ["plain", *WAYS])
+@pytest.mark.parametrize("shape", [(2, 128, 129, 1), (33, 32, 32, 3), (5, 91, 73, 16)])
+def test_sums_over_many_pixels(way, shape):
+    """Against float64. jaxlib 0.10.2 can compile a product and a sum of 32,769 or more terms to wrong code for a CPU.
+
+    Source: https://github.com/jax-ml/jax/issues/39103
+    """
+    x, dy, scale = normal(1, *shape) + 0.5, normal(2, *shape), 1 + 0.1 * normal(3, shape[-1])
+
+    def loss(x, scale, bias, dy):
+        return jnp.sum(ops.batch_norm(x, scale, bias, relu=False)[0] * dy)
+
+    with ops.cpu_kernels(way):
+        y, mean, var = jax.jit(lambda *a: ops.batch_norm(*a))(x, scale, scale)
+        _, dscale, dbias = jax.jit(jax.grad(loss, (0, 1, 2)))(x, scale, scale, dy)
+        many = jax.jit(jax.vmap(lambda x, dy: jnp.sum(x * dy)))(x, dy)  # the form of the report
+    exact, weights = np.asarray(x, np.float64), np.asarray(dy, np.float64)
+    centred = exact - exact.mean((0, 1, 2))
+    unit = centred / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    size = exact.size / shape[-1]
+    for got, want, limit in (
+        (mean, exact.mean((0, 1, 2)), 1e-5),
+        (var, exact.var((0, 1, 2)), 1e-4),
+        (y, unit * np.asarray(scale) + np.asarray(scale), 1e-3),
+        (dscale / size, (unit * weights).sum((0, 1, 2)) / size, 1e-4),
+        (dbias / size, weights.sum((0, 1, 2)) / size, 1e-4),
+        (many / size, (exact * weights).sum((1, 2, 3)) / size, 1e-4),
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=limit)

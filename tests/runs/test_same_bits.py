@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 import same_bits
 
@@ -11,14 +10,7 @@ from resnet_jax import ops
 FROZEN = json.loads(same_bits.FROZEN.read_text())
 
 
-@pytest.fixture(autouse=True)
-def _programs_as_users_run_them():
-    """XLA's optimisations change bits."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)  # as tests/conftest.py sets it
-
-
+@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize("kernels", ["xla", "onednn"])
 @pytest.mark.parametrize("name", same_bits.CASES)
 def test_weights_are_those_of_the_frozen_run(name, kernels, data_dir, tmp_path):
