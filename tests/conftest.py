@@ -34,7 +34,7 @@ def as_users_compile():
     """With XLA's expensive optimisations, which change bits."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1")
 
 
 @pytest.hookimpl(optionalhook=True)

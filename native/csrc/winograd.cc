@@ -1,5 +1,6 @@
 // 3x3 convolutions of stride 1 over NHWC float32 activations in Winograd's form: forward, input gradient, and weight
-// and bias gradient. The weight gradient of other convolutions, as one product of matrices for each tap of the kernel. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
+// and bias gradient. It also has the weight gradient of other convolutions, as one product of matrices for each tap of
+// the kernel. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
 // the tiles, then multiply at each point, then transform back.
 #include "winograd_kernels.h"
 
@@ -167,7 +168,8 @@ void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffe
   auto wd = w.dimensions();
   if ((three && (wd[0] != 3 || wd[1] != 3)) || wd[2] % kPanel || wd[3] % kPanel || wd[2] != x.dimensions()[3] ||
       wd[3] != y.dimensions()[3]) {
-    throw std::invalid_argument("expected weights (3, 3, C, O), or (h, w, C, O) for tiles of one pixel, where C and O are multiples of 16");
+    throw std::invalid_argument("expected weights (3, 3, C, O), or of any size for tiles of one pixel, where C and O are "
+                                "multiples of 16");
   }
 }
 
@@ -191,7 +193,8 @@ ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::An
                         int64_t tile) {
   return Guarded("Winograd input gradient", [&](const Turn& turn) {
     Check(*dx, w, dy);
-    const Shape s = Shape::Of(dy.dimensions(), dx->dimensions(), 2 - padding[0], 2 - padding[2], tile, turn.threads(), false);
+    const Shape s = Shape::Of(dy.dimensions(), dx->dimensions(), 2 - padding[0], 2 - padding[2], tile, turn.threads(),
+                              false);
     ExpectWrites(*dx);
     float* u = KernelSpace(turn, s, w.element_count());
     float* transposed = u + s.points * s.kernel_stride();
@@ -228,10 +231,11 @@ ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi:
     const Shape s = Shape::Of(x.dimensions(), dy.dimensions(), padding[0], padding[2], tile, turn.threads(), true,
                               {dw->dimensions()[0], dw->dimensions()[1]}, {strides[0], strides[1]});
     const int64_t o = s.out.channels, z_points = tile == 1 ? 1 : s.points;
-    float* v = static_cast<float*>(
-        turn.scratchpad().Reserve((s.points * s.v_stride + z_points * s.m_stride) * static_cast<int64_t>(sizeof(float))));
+    const int64_t floats = s.points * s.v_stride + z_points * s.m_stride;
+    float* v = static_cast<float*>(turn.scratchpad().Reserve(floats * static_cast<int64_t>(sizeof(float))));
     float* z = v + s.points * s.v_stride;
     float* u = KernelSpace(turn, s, 0);
+    ExpectWrites(*dw);
     const bool has_bias = dbias->element_count() > 0;
     float* sums = has_bias ? static_cast<float*>(turn.partials().Reserve(s.all_tasks() * o * sizeof(float))) : nullptr;
     for (int64_t block = 0; block < s.blocks(); ++block) {

@@ -1,12 +1,12 @@
 """Which convolutions take Winograd's form in the native library, and with which tiles.
 
 The form needs 36 products for a tile of 4x4 output pixels, where the direct convolution needs 144, or 25 for 3x3
-pixels, where it needs 81. It is chosen by shape and instruction set, so that a run has the same bits each time.
+pixels, where it needs 81. `tiles` chooses by shape and instruction set, so that a run has the same bits each time.
 Source: arXiv:1509.09308, section 4.
 
 Measured on 2 cores of a Zen 3 with AVX2 (float32, medians of 8), times as fast as oneDNN's direct convolution: forward
 and input gradient 1.5 to 3.1, weight gradient 1.7 to 5.3, for all 3x3 layers of resnet18 at 96x96 and resnet20 at 28x28
-with batch 128, and for 56x56x64 and 28x28x128 with batch 32. docs/benchmarks.md has the table.
+with batch 128. docs/benchmarks.md has the table.
 """
 
 from typing import NamedTuple
@@ -20,7 +20,10 @@ TAPS = 1  # the direct convolution as one product of matrices for each tap of th
 # With AVX2, TAPS is 1.3 to 2.9 times as fast as oneDNN for 3x3 kernels of stride 2, and 1.4 to 2.0 times for 1x1
 # kernels on at most 6x6 pixels; on more pixels it is as fast (one core of a Zen 3, medians of 10).
 TAPS_PIXELS = 36
-AVX2 = 3  # of select.simd_level(); the form TAPS is not measured on AVX-512
+AVX2 = 3  # of select.simd_level()
+# On AVX-512 a prototype was 2.1 to 2.8 times as fast as oneDNN from 12x12 pixels on, and not faster for 6x6 and 3x3
+# (Zen 4, forward). These kernels, and TAPS, are not measured there.
+AVX512_PIXELS = 12
 
 
 class Tiles(NamedTuple):
@@ -44,7 +47,7 @@ def tiles(strides, padding, groups, x: Array, kernel: Array, level: int) -> Tile
         for n, side, step, (low, high) in zip(size, kernel.shape[:2], strides, padding, strict=True)
     )
     stride_1 = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(max(pair) <= 2 for pair in padding)
-    if stride_1 and min(*size, *out) >= min(SIZES):
+    if stride_1 and min(*size, *out) >= (AVX512_PIXELS if level > AVX2 else min(SIZES)):
         return Tiles(_tile(*out), _tile(*size), _tile(*out))
     small = out[0] * out[1] <= TAPS_PIXELS
     taps = level == AVX2 and (kernel.shape[:2] == (3, 3) or (kernel.shape[:2] == (1, 1) and small))

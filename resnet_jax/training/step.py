@@ -5,6 +5,7 @@ which take the batch from a data set that lives on the devices.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -38,7 +39,7 @@ class Dataset(struct.PyTreeNode):
     @classmethod
     def of(cls, images: Any, labels: Any) -> "Dataset":
         """images: (N, H, W, C); labels: (N,)."""
-        return cls(images.reshape(len(images), -1), labels, tuple(images.shape[1:]))
+        return cls(images.reshape(len(images), math.prod(images.shape[1:])), labels, tuple(images.shape[1:]))
 
     def images(self, rows: jax.Array) -> jax.Array:
         """rows (B,) -> (B, H, W, C)."""
