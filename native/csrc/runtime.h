@@ -51,8 +51,8 @@ class Turn {
   int threads() const { return threads_; }
   dnnl::engine& engine() const;
   dnnl::stream& stream() const;
-  Scratch& scratchpad() const;  // oneDNN's own temporary memory
-  Scratch& weights() const;     // weights in the layout that a primitive asks for
+  Scratch& scratchpad() const;  // oneDNN's own temporary memory, and the points of Winograd's form
+  Scratch& weights() const;     // weights in another layout, and transformed kernels
   Scratch& partials() const;    // per-chunk sums of reductions
 
  private:

@@ -115,11 +115,10 @@ void TransformKernel(const Turn& turn, const Shape& s, const float* kernel, bool
   });
 }
 
-// y = conv(x, the kernel that u is of) + bias?
+// y = conv(x) + bias?, where u is the transformed kernel.
 //
-// With enough tiles, each thread computes blocks of its own, in its own part of the second-level cache, and no thread
-// waits for another. Otherwise all threads share each block, so that u, which may be larger than the caches, is read
-// once for all of them.
+// With enough tiles, each thread computes blocks of its own, and no thread waits for another. Otherwise all threads
+// share each block, so that u, which may be larger than the caches, is read once for all of them.
 void Convolve(const Turn& turn, const Shape& s, const float* x, const float* u, const float* bias, float* y) {
   const int64_t teams = s.shared ? 1 : turn.threads();
   float* space = static_cast<float*>(
@@ -205,7 +204,7 @@ ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::An
   }, dy, w, *dx);
 }
 
-// The gradient of the kernel from that of u.
+// The gradient of the kernel from the gradient of u.
 void StoreGradient(const Turn& turn, const Shape& s, const float* u, float* kernel) {
   const int64_t c = s.in.channels, o = s.out.channels;
   Parallel(turn, c, [&](int64_t row) {

@@ -54,7 +54,7 @@ struct WinogradKernels {
 
 struct WinogradProducts {
   int64_t rows;    // slots are padded to a multiple of it
-  int64_t panels;  // panels of O in one call: as many, or one
+  int64_t panels;  // the largest number of panels of O in one call; the only other number is 1
 
   // At one point, for `panels` panels of O: m = v * u. v has `inputs` panels of C, and `count` slots in use.
   void (*forward)(const float* v, const float* u, int64_t inputs, int64_t slots, int64_t count, int64_t panels,

@@ -80,7 +80,7 @@ def use_cpu_kernels(choice: str) -> None:
     choice: one of
         "auto"    the native kernels if they load; else "xla", after one warning in the log. Convolutions that are
                   faster in Winograd's form take it (float32, AVX2 or AVX-512; see ops/winograd.py)
-        "onednn"  the native kernels without Winograd's form; raises ConfigError if they do not load
+        "onednn"  the native kernels, but all convolutions are oneDNN's; raises ConfigError if they do not load
         "xla"     XLA, in forms that it compiles to fast code for a CPU
         "plain"   XLA's own operations, on every platform. They are slower on a CPU. JAX can differentiate
                   them in forward mode and any number of times; the others support jax.grad and jax.vjp only.

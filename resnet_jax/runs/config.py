@@ -131,8 +131,7 @@ class RunConfig:
     TPUs and GPUs."""
     cpu_kernels: CpuKernels = "auto"
     """Kernels of convolution and batch norm on a CPU. auto: oneDNN's and our own where they are installed, else XLA's.
-    onednn: the same without Winograd's form of 3x3 convolutions. plain: XLA's
-    without our rewriting, which is slow."""
+    onednn: the same, but all convolutions are oneDNN's. plain: XLA's without our rewriting, which is slow."""
     sync_batch_norm: bool = True
     """Compute batch statistics over all devices, not over the share of each device."""
     steps_per_dispatch: int = 0

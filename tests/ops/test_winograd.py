@@ -152,8 +152,23 @@ def test_only_the_default_choice_has_the_form():
         ((64, 12, 12, 64), (3, 3, 64, 64), {"padding": ((3, 3), (1, 1))}),
     ],
 )
-def test_other_convolutions_are_direct(images, kernel, how):
+def test_the_forward_pass_of_others_is_direct(images, kernel, how):
     assert not form(images, kernel, **how)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "strides", "with_avx2", "with_avx512"),
+    [
+        (24, 64, 1, Tiles(4, 4, 4), Tiles(4, 4, 4)),
+        (6, 256, 1, Tiles(3, 3, 3), DIRECT),
+        (24, 64, 2, Tiles(0, 0, winograd.TAPS), DIRECT),
+        (2, 512, 1, Tiles(0, 0, winograd.TAPS), DIRECT),
+    ],
+)
+def test_the_choice_by_shape_and_instruction_set(size, channels, strides, with_avx2, with_avx512):
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, size, size, channels), (3, 3, channels, channels)))
+    for level, expected in ((3, with_avx2), (4, with_avx512)):
+        assert winograd.tiles((strides, strides), ((1, 1), (1, 1)), 1, x, kernel, level) == expected
 
 
 def test_an_error_names_operation_and_shapes():
