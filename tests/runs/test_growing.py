@@ -152,7 +152,7 @@ def test_the_first_step_changes_old_weights_as_it_would_have():
     arch, grown = grow_state(NETS[0], state, stage=1)
     before = jax.tree.map(np.copy, named(grown.params))  # a step uses its state up
     rows = shard(np.arange(16, dtype=np.int32).reshape(2, 1, 8), devices)
-    data = replicate(Dataset(splits.train.images, splits.train.labels), devices)
+    data = replicate(Dataset.of(splits.train.images, splits.train.labels), devices)
 
     def stepped(arch, state):
         model = create_model(arch, 4, axis_name="batch")

@@ -77,7 +77,7 @@ def test_a_frozen_step_is_logistic_regression():
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) == 16 * 4 + 4
     state = replicate(state.replace(**held), devices)
     rows = np.arange(16, dtype=np.int32)
-    data = replicate(Dataset(splits.train.images, splits.train.labels), devices)
+    data = replicate(Dataset.of(splits.train.images, splits.train.labels), devices)
     steps = make_train_steps(Preprocess((8, 8)), devices)
     end, metrics = steps(1)(state, data, shard(rows.reshape(2, 1, 8), devices), np.int32(0))
 
