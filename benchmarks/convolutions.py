@@ -1,9 +1,9 @@
 """Compare the 3x3 convolutions of the default CPU kernels, some in Winograd's form, with oneDNN's direct ones.
 
-    python benchmarks/convolutions.py [--batch-size 128] [--rounds 9] [--layer SIZE INPUTS OUTPUTS STRIDES ...]
+    python benchmarks/convolutions.py
 
 prints the median milliseconds of each pass over alternating rounds, and the ratio (above 1: the default is faster).
-Run no other program at the same time. ONEDNN_MAX_CPU_ISA=AVX2 limits both sides to AVX2.
+--help lists the flags. Run no other program at the same time. ONEDNN_MAX_CPU_ISA=AVX2 limits both sides to AVX2.
 """
 
 import argparse

@@ -5,7 +5,7 @@ pixels, where it needs 81. `tiles` chooses by shape and instruction set, so that
 Source: arXiv:1509.09308, section 4.
 
 Measured on 2 cores of a Zen 3 with AVX2 (float32, medians of 8), times as fast as oneDNN's direct convolution: forward
-and input gradient 1.5 to 3.1, weight gradient 1.7 to 5.3, for all 3x3 layers of resnet18 at 96x96 and resnet20 at 28x28
+and input gradient 1.5 to 2.7, weight gradient 1.7 to 5.3, for all 3x3 layers of resnet18 at 96x96 and resnet20 at 28x28
 with batch 128. docs/benchmarks.md has the table.
 """
 
