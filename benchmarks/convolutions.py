@@ -75,7 +75,8 @@ def passes_of(layer: Layer, batch_size: int, choice: str) -> list[Callable[[], A
     x = jnp.asarray(random.normal(size=(batch_size, size, size, inputs)), jnp.float32)
     kernel = jnp.asarray(random.normal(size=(3, 3, inputs, outputs)) / 10, jnp.float32)
     convolve = functools.partial(ops.conv, strides=(strides, strides), padding=((1, 1), (1, 1)))
-    dy = jnp.asarray(random.normal(size=jax.eval_shape(convolve, x, kernel).shape), jnp.float32)
+    with ops.cpu_kernels(choice):  # JAX keeps the trace of convolve, which depends on the choice
+        dy = jnp.asarray(random.normal(size=jax.eval_shape(convolve, x, kernel).shape), jnp.float32)
 
     def input_gradient(x, kernel, dy):
         return jax.vjp(lambda x: convolve(x, kernel), x)[1](dy)

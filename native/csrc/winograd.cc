@@ -1,4 +1,4 @@
-// 3x3 convolutions of stride 1 over NHWC float32 activations in Winograd's form: forward, input gradient, and weight
+// 3x3 convolutions of stride 1 over NHWC activations, float32 or bfloat16, in Winograd's form: forward, input gradient, and weight
 // and bias gradient. It also has the weight gradient of other convolutions, as one product of matrices for each tap of
 // the kernel. A batch is computed in blocks of tiles, whose points stay in the cache: all threads transform
 // the tiles, then multiply at each point, then transform back.
@@ -19,9 +19,9 @@ using Ints = ffi::Span<const int64_t>;
 using Pair = std::array<int64_t, 2>;  // along H and W
 
 constexpr int64_t kTilesInTask = 8;
-// Tiles in a block of one thread, and in one that all threads share. Twice and half as many need the same time within
-// the noise (2 cores of a Zen 3, the layers of resnet18 and resnet20).
-constexpr int64_t kSlots[2] = {48, 128};
+// Tiles in a block of one thread, and in one that all threads share. With 128 shared tiles the weight gradients of
+// resnet18 at 96x96 took 1.4 to 1.8 times as long (2 cores of a Zen 4; on a Zen 3 within the noise).
+constexpr int64_t kTilesInBlock = 48, kTilesInSharedBlock = 60;
 constexpr int64_t kTilesOfThread = 96;  // with fewer for each thread, all threads share the blocks
 
 // The direct convolution: a block has 2 MiB of pixels, one for each tap, as far as that is between 64 and 512 tiles.
@@ -42,14 +42,16 @@ struct Shape {
 
   // x (N, H, W, C) is convolved to y (N, H', W', O) by a window of `window` x `window` or, for tiles of one pixel, of
   // any size and stride.
-  static Shape Of(ffi::AnyBuffer::Dimensions x, ffi::AnyBuffer::Dimensions y, int64_t top, int64_t left, int64_t tile,
+  static Shape Of(const ffi::AnyBuffer& images, const ffi::AnyBuffer& results, int64_t top, int64_t left, int64_t tile,
                   int threads, bool shared, Pair window = {3, 3}, Pair strides = {1, 1}) {
     Shape s;
+    const auto x = images.dimensions(), y = results.dimensions();
     const Winograd* here = WinogradHere();
     if (here == nullptr) throw std::invalid_argument("this CPU has no AVX2");
-    s.kernels = std::find_if(std::begin(here->kernels), std::end(here->kernels),
+    const auto& kernels = images.element_type() == ffi::BF16 ? here->of_bfloat16 : here->of_float;
+    s.kernels = std::find_if(std::begin(kernels), std::end(kernels),
                              [&](const WinogradKernels& kernels) { return kernels.tile == tile; });
-    if (s.kernels == std::end(here->kernels)) throw std::invalid_argument("tiles are 1, 3 or 4 pixels wide");
+    if (s.kernels == std::end(kernels)) throw std::invalid_argument("tiles are 1, 3 or 4 pixels wide");
     s.products = &here->products;
     const bool taps = tile == 1;
     const int64_t rows = (y[1] + tile - 1) / tile, columns = (y[2] + tile - 1) / tile;
@@ -58,9 +60,10 @@ struct Shape {
     s.out = {y[1], y[2], y[3], rows, columns, tile, tile, 0, 0, 0, 0};
     s.inputs = x[3] / kPanel, s.outputs = y[3] / kPanel;
     s.tiles = x[0] * rows * columns;
+    if (s.tiles == 0) throw std::invalid_argument("expected at least one image and one pixel");
     s.points = taps ? window[0] * window[1] : (tile + 2) * (tile + 2);
     s.shared = shared || s.tiles < kTilesOfThread * threads;
-    const int64_t most = taps ? SlotsOfTaps(s.points * std::max(x[3], y[3])) : kSlots[s.shared];
+    const int64_t most = taps ? SlotsOfTaps(s.points * std::max(x[3], y[3])) : s.shared ? kTilesInSharedBlock : kTilesInBlock;
     int64_t blocks = (s.tiles + most - 1) / most;
     if (!s.shared) blocks = RoundUp(blocks, threads);
     s.slots = RoundUp((s.tiles + blocks - 1) / blocks, s.products->rows);
@@ -119,7 +122,7 @@ void TransformKernel(const Turn& turn, const Shape& s, const float* kernel, bool
 //
 // With enough tiles, each thread computes blocks of its own, and no thread waits for another. Otherwise all threads
 // share each block, so that u, which may be larger than the caches, is read once for all of them.
-void Convolve(const Turn& turn, const Shape& s, const float* x, const float* u, const float* bias, float* y) {
+void Convolve(const Turn& turn, const Shape& s, const void* x, const float* u, const float* bias, void* y) {
   const int64_t teams = s.shared ? 1 : turn.threads();
   float* space = static_cast<float*>(
       turn.scratchpad().Reserve(teams * s.points * (s.v_stride + s.m_stride) * static_cast<int64_t>(sizeof(float))));
@@ -158,32 +161,48 @@ float* KernelSpace(const Turn& turn, const Shape& s, int64_t more) {
   return static_cast<float*>(turn.weights().Reserve((s.points * s.kernel_stride() + more) * sizeof(float)));
 }
 
-void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffer& y, bool three = true) {
+// x (N, H, W, C), y (N, H', W', O) of one type, w (kh, kw, C, O). Winograd's form and the outputs of tiles of one pixel
+// have a 3x3 kernel, or one of any size.
+void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffer& y, Ints padding, int64_t tile,
+           bool weights = false) {
   for (const ffi::AnyBuffer* buffer : {&x, &w, &y}) {
-    if (buffer->element_type() != ffi::F32 || buffer->dimensions().size() != 4) {
-      throw std::invalid_argument("expected x and y (N, H, W, C) and weights (3, 3, C, O), all f32");
+    if (buffer->dimensions().size() != 4) {
+      throw std::invalid_argument("expected x and y (N, H, W, C) and weights (kh, kw, C, O)");
     }
   }
-  auto wd = w.dimensions();
-  if ((three && (wd[0] != 3 || wd[1] != 3)) || wd[2] % kPanel || wd[3] % kPanel || wd[2] != x.dimensions()[3] ||
-      wd[3] != y.dimensions()[3]) {
-    throw std::invalid_argument("expected weights (3, 3, C, O), or of any size for tiles of one pixel, where C and O are "
-                                "multiples of 16");
+  const auto type = x.element_type();
+  if (y.element_type() != type || (type != ffi::F32 && type != ffi::BF16) || w.element_type() != ffi::F32) {
+    throw std::invalid_argument("expected x and y of f32 or bf16, both alike, and weights of f32");
   }
+  const auto xd = x.dimensions(), wd = w.dimensions(), yd = y.dimensions();
+  if (padding.size() != 4) throw std::invalid_argument("expected 4 numbers of padding");
+  if (tile == 1 ? !weights : wd[0] != 3 || wd[1] != 3) {
+    throw std::invalid_argument("expected weights (3, 3, C, O); tiles of one pixel are for weight gradients only");
+  }
+  if (xd[0] != yd[0] || wd[2] != xd[3] || wd[3] != yd[3] || wd[2] % kPanel || wd[3] % kPanel) {
+    throw std::invalid_argument("expected C and O of the images in the weights, as multiples of 16, and N images twice");
+  }
+}
+
+const float* BiasOf(const ffi::AnyBuffer& bias, const Shape& s) {
+  const int64_t count = static_cast<int64_t>(bias.element_count());
+  if (count == 0) return nullptr;
+  if (count != s.out.channels || bias.element_type() != ffi::F32) {
+    throw std::invalid_argument("expected a bias (O,) of f32, or of no elements");
+  }
+  return static_cast<const float*>(bias.untyped_data());
 }
 
 // padding: top, bottom, left, right.
 ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> y,
                    Ints padding, int64_t tile) {
   return Guarded("Winograd convolution", [&](const Turn& turn) {
-    Check(x, w, *y);
-    const Shape s = Shape::Of(x.dimensions(), y->dimensions(), padding[0], padding[2], tile, turn.threads(), false);
+    Check(x, w, *y, padding, tile);
+    const Shape s = Shape::Of(x, *y, padding[0], padding[2], tile, turn.threads(), false);
     ExpectWrites(*y);
     float* u = KernelSpace(turn, s, 0);
     TransformKernel(turn, s, static_cast<const float*>(w.untyped_data()), false, u);
-    Convolve(turn, s, static_cast<const float*>(x.untyped_data()), u,
-             bias.element_count() > 0 ? static_cast<const float*>(bias.untyped_data()) : nullptr,
-             static_cast<float*>(y->untyped_data()));
+    Convolve(turn, s, x.untyped_data(), u, BiasOf(bias, s), y->untyped_data());
   }, x, w, bias, *y);
 }
 
@@ -191,16 +210,14 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
 ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::AnyBuffer> dx, Ints padding,
                         int64_t tile) {
   return Guarded("Winograd input gradient", [&](const Turn& turn) {
-    Check(*dx, w, dy);
-    const Shape s = Shape::Of(dy.dimensions(), dx->dimensions(), 2 - padding[0], 2 - padding[2], tile, turn.threads(),
-                              false);
+    Check(*dx, w, dy, padding, tile);
+    const Shape s = Shape::Of(dy, *dx, 2 - padding[0], 2 - padding[2], tile, turn.threads(), false);
     ExpectWrites(*dx);
     float* u = KernelSpace(turn, s, w.element_count());
     float* transposed = u + s.points * s.kernel_stride();
     Transpose(turn, static_cast<const float*>(w.untyped_data()), s.out.channels, s.in.channels, transposed);
     TransformKernel(turn, s, transposed, true, u);
-    Convolve(turn, s, static_cast<const float*>(dy.untyped_data()), u, nullptr,
-             static_cast<float*>(dx->untyped_data()));
+    Convolve(turn, s, dy.untyped_data(), u, nullptr, dx->untyped_data());
   }, dy, w, *dx);
 }
 
@@ -225,9 +242,10 @@ void StoreGradient(const Turn& turn, const Shape& s, const float* u, float* kern
 // dbias is (O,) or empty. tile: 1 for a kernel of any size and any strides, else that of the 3x3 kernel of stride 1.
 ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi::AnyBuffer> dw,
                            ffi::Result<ffi::AnyBuffer> dbias, Ints padding, int64_t tile, Ints strides) {
-  return Guarded("Winograd weight gradient", [&](const Turn& turn) {
-    Check(x, *dw, dy, tile != 1);
-    const Shape s = Shape::Of(x.dimensions(), dy.dimensions(), padding[0], padding[2], tile, turn.threads(), true,
+  return Guarded(tile == 1 ? "weight gradient by taps" : "Winograd weight gradient", [&](const Turn& turn) {
+    Check(x, *dw, dy, padding, tile, true);
+    if (strides.size() != 2) throw std::invalid_argument("expected 2 strides");
+    const Shape s = Shape::Of(x, dy, padding[0], padding[2], tile, turn.threads(), true,
                               {dw->dimensions()[0], dw->dimensions()[1]}, {strides[0], strides[1]});
     const int64_t o = s.out.channels, z_points = tile == 1 ? 1 : s.points;
     const int64_t floats = s.points * s.v_stride + z_points * s.m_stride;
@@ -240,8 +258,8 @@ ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi:
     for (int64_t block = 0; block < s.blocks(); ++block) {
       Parallel(turn, s.tasks(block), [&](int64_t task) {
         const Range range = s.range(block, task);
-        s.kernels->image(static_cast<const float*>(x.untyped_data()), s.in, range, v, s.v_stride);
-        s.kernels->gradient(static_cast<const float*>(dy.untyped_data()), s.out, range, z, s.m_stride,
+        s.kernels->image(x.untyped_data(), s.in, range, v, s.v_stride);
+        s.kernels->gradient(dy.untyped_data(), s.out, range, z, s.m_stride,
                             sums ? sums + (block * s.tasks(0) + task) * o : nullptr);
       });
       Parallel(turn, s.all_products(), [&](int64_t i) {

@@ -17,13 +17,30 @@ typedef float Floats __attribute__((vector_size(64)));
 INLINE Floats Load(const float* from) { return (Floats)_mm512_loadu_ps(from); }
 INLINE void Store(float* to, Floats v) { _mm512_storeu_ps(to, (__m512)v); }
 INLINE Floats Splat(float x) { return (Floats)_mm512_set1_ps(x); }
+typedef uint32_t Words __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+INLINE Words Widened(const uint16_t* from) { return (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from)); }
+INLINE void Store(uint16_t* to, Halves v) { _mm256_storeu_si256((__m256i*)to, (__m256i)v); }
 #else
 constexpr int64_t kLanes = 8;
 typedef float Floats __attribute__((vector_size(32)));
 INLINE Floats Load(const float* from) { return (Floats)_mm256_loadu_ps(from); }
 INLINE void Store(float* to, Floats v) { _mm256_storeu_ps(to, (__m256)v); }
 INLINE Floats Splat(float x) { return (Floats)_mm256_set1_ps(x); }
+typedef uint32_t Words __attribute__((vector_size(32)));
+typedef uint16_t Halves __attribute__((vector_size(16)));
+INLINE Words Widened(const uint16_t* from) { return (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)from)); }
+INLINE void Store(uint16_t* to, Halves v) { _mm_storeu_si128((__m128i*)to, (__m128i)v); }
 #endif
+
+// bfloat16 is the upper half of a float.
+INLINE Floats Load(const uint16_t* from) { return (Floats)(Widened(from) << 16); }
+INLINE void Store(uint16_t* to, Floats v) {
+  const Words bits = (Words)v;
+  const Words even = bits + 0x7fff + ((bits >> 16) & 1);      // round to nearest, ties to even
+  const Words rounded = v == v ? even : (bits | 0x400000);    // a NaN stays a NaN
+  Store(to, __builtin_convertvector(rounded >> 16, Halves));
+}
 
 // The transforms along one axis, of F(4x4, 3x3): the points 0, 1, -1, 2, -2 and infinity.
 struct Four {
@@ -163,8 +180,9 @@ INLINE void AtTile(const Tiles& tiles, Place place, Body body) {
   }
 }
 
-template <typename F>
-void Image(const float* x, const Tiles& tiles, Range range, float* v, int64_t stride) {
+template <typename F, typename T>
+void Image(const void* images, const Tiles& tiles, Range range, float* v, int64_t stride) {
+  const T* x = static_cast<const T*>(images);
   const int64_t line = tiles.width * tiles.channels;
   for (int64_t t = 0; t < range.count; ++t) {
     float* slot = v + (range.slot + t) * kPanel;
@@ -185,8 +203,9 @@ void Image(const float* x, const Tiles& tiles, Range range, float* v, int64_t st
   }
 }
 
-template <typename F>
-void Gradient(const float* dy, const Tiles& tiles, Range range, float* z, int64_t stride, float* sum) {
+template <typename F, typename T>
+void Gradient(const void* gradients, const Tiles& tiles, Range range, float* z, int64_t stride, float* sum) {
+  const T* dy = static_cast<const T*>(gradients);
   const int64_t line = tiles.width * tiles.channels;
   if (sum) {
     for (int64_t c = 0; c < tiles.channels; c += kLanes) Store(sum + c, Floats{});
@@ -214,8 +233,9 @@ void Gradient(const float* dy, const Tiles& tiles, Range range, float* z, int64_
   }
 }
 
-template <typename F>
-void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, float* y) {
+template <typename F, typename T>
+void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, void* images) {
+  T* y = static_cast<T*>(images);
   const int64_t line = tiles.width * tiles.channels;
   for (int64_t t = 0; t < range.count; ++t) {
     const float* slot = m + (range.slot + t) * kPanel;
@@ -266,14 +286,16 @@ void KernelGradient(const float* u, int64_t stride, float* kernel, int64_t tap) 
 }
 
 // The direct convolution: v has the pixels that each tap sees.
-void TapImage(const float* x, const Tiles& tiles, Range range, float* v, int64_t stride) {
+template <typename T>
+void TapImage(const void* images, const Tiles& tiles, Range range, float* v, int64_t stride) {
+  const T* x = static_cast<const T*>(images);
   for (int64_t t = 0; t < range.count; ++t) {
     const Place place = PlaceOf(tiles, range.first + t);
     for (int64_t i = 0; i < tiles.window_h; ++i) {
       for (int64_t j = 0; j < tiles.window_w; ++j) {
         const int64_t row = place.row - tiles.top + i, column = place.column - tiles.left + j;
         const bool inside = row >= 0 && row < tiles.height && column >= 0 && column < tiles.width;
-        const float* pixel = x + ((place.image * tiles.height + row) * tiles.width + column) * tiles.channels;
+        const T* pixel = x + ((place.image * tiles.height + row) * tiles.width + column) * tiles.channels;
         float* to = v + (i * tiles.window_w + j) * stride + (range.slot + t) * kPanel;
         for (int64_t c = 0; c < tiles.channels; c += kLanes) {
           Store(to + c / kPanel * range.slots * kPanel + c % kPanel, inside ? Load(pixel + c) : Floats{});
@@ -283,8 +305,9 @@ void TapImage(const float* x, const Tiles& tiles, Range range, float* v, int64_t
   }
 }
 
-void TapGradient(const float* dy, const Tiles& tiles, Range range, float* z, int64_t, float* sum) {
-  const float* pixel = dy + range.first * tiles.channels;
+template <typename T>
+void TapGradient(const void* gradients, const Tiles& tiles, Range range, float* z, int64_t, float* sum) {
+  const T* pixel = static_cast<const T*>(gradients) + range.first * tiles.channels;
   for (int64_t c = 0; c < tiles.channels; c += kLanes) {
     float* to = z + (c / kPanel * range.slots + range.slot) * kPanel + c % kPanel;
     Floats total = {};
@@ -407,15 +430,21 @@ void GradientProducts(const float* v, const float* z, int64_t inputs, int64_t sl
   }
 }
 
-template <typename F>
+template <typename F, typename T>
 constexpr WinogradKernels KernelsFor() {
-  return {F::kTile, Image<F>, Gradient<F>, Output<F>, Kernel<F>, KernelGradient<F>};
+  return {F::kTile, Image<F, T>, Gradient<F, T>, Output<F, T>, Kernel<F>, KernelGradient<F>};
 }
+
+template <typename T>
+constexpr WinogradKernels kTaps = {1, TapImage<T>, TapGradient<T>, nullptr, nullptr, nullptr};
 
 }  // namespace
 
 extern const Winograd kWinograd;
-const Winograd kWinograd = {{kRows, kPanels, Forward, GradientProducts}, {{1, TapImage, TapGradient, nullptr, nullptr, nullptr}, KernelsFor<Three>(), KernelsFor<Four>()}};
+const Winograd kWinograd = {
+    {kRows, kPanels, Forward, GradientProducts},
+    {kTaps<float>, KernelsFor<Three, float>(), KernelsFor<Four, float>()},
+    {kTaps<uint16_t>, KernelsFor<Three, uint16_t>(), KernelsFor<Four, uint16_t>()}};
 
 }  // namespace WINOGRAD_ISA
 }  // namespace resnet_jax

@@ -4,7 +4,8 @@
 // along rows and along columns, and * multiplies (m + 2) x (m + 2) pairs of numbers, the points. Over many tiles the
 // products at one point are a product of matrices. Source: arXiv:1509.09308, section 4.
 //
-// The kernels are single-threaded and independent of XLA and oneDNN. C and O are multiples of kPanel. The layouts:
+// The kernels are single-threaded and independent of XLA and oneDNN. Images are float or bfloat16, as their table says;
+// everything between the transforms is float. C and O are multiples of kPanel. The layouts:
 //   v       (points, C / kPanel, slots, kPanel)      transformed images, one slot for each tile of the block
 //   m, z    (points, O / kPanel, slots, kPanel)      products and transformed gradients
 //   u       (points, O / kPanel, C, kPanel)          transformed kernels and their gradients
@@ -39,11 +40,11 @@ struct WinogradKernels {
   int64_t tile;  // m
 
   // v = B(x) for each tile of the range.
-  void (*image)(const float* x, const Tiles& tiles, Range range, float* v, int64_t stride);
+  void (*image)(const void* x, const Tiles& tiles, Range range, float* v, int64_t stride);
   // z = the transpose of A, applied to dy; sum (C,) = the sum of dy over the pixels of the range, if it is not null.
-  void (*gradient)(const float* dy, const Tiles& tiles, Range range, float* z, int64_t stride, float* sum);
+  void (*gradient)(const void* dy, const Tiles& tiles, Range range, float* z, int64_t stride, float* sum);
   // y = A(m) + bias?; bias may be null.
-  void (*output)(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, float* y);
+  void (*output)(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, void* y);
 
   // One row of C of one panel of O: u = G(kernel), where `kernel` and u point to the panel's 16 numbers. Numbers of
   // neighbouring taps of the kernel are `tap` apart, and those of points of u `stride`. `flip` reverses the taps.
@@ -64,10 +65,12 @@ struct WinogradProducts {
                    bool first, float* u);
 };
 
-// Everything for one instruction set. `kernels` has one element for each size of tiles.
+constexpr int64_t kSizesOfTiles = 3;
+
+// Everything for one instruction set: the kernels for each size of tiles.
 struct Winograd {
   WinogradProducts products;
-  WinogradKernels kernels[3];
+  WinogradKernels of_float[kSizesOfTiles], of_bfloat16[kSizesOfTiles];
 };
 
 // The kernels for the instruction set of this machine; null if it has less than AVX2.

@@ -69,11 +69,10 @@ def _like(x: Array) -> ShapeDtypeStruct:
 def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
     """See api.conv."""
     kernel, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
-    tiles = winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen() else DIRECT
-    if tiles.forward:
-        return _conv(strides, padding, groups, tiles, x, kernel, bias)
+    tiles = winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen(x.dtype) else DIRECT
     centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
-    if x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred:
+    narrow = x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred
+    if narrow and not tiles.forward:
         return _narrow_conv(padding, tiles, x, kernel, bias)
     return _conv(strides, padding, groups, tiles, x, kernel, bias)
 
@@ -85,8 +84,8 @@ def _narrow_conv(padding, tiles: Tiles, x: Array, kernel: Array, bias: Array | N
     oneDNN vectorises along rows of pixels and is slow if a row has only 3. So each pass uses the form that was
     fastest at 3x3x512, batch 128. Milliseconds against oneDNN's own kernel, on 2 cores of a Zen 5:
     forward and input gradient by columns, 5.6 and 9.5 in bfloat16, 9.4 and 14.1 in float32;
-    weight gradient with images side by side, 7.3 and 13.8 in bfloat16. In float32 oneDNN's own is faster, except with
-    AVX2 (see winograd.tiles).
+    weight gradient with images side by side, 7.3 and 13.8 in bfloat16. In float32 oneDNN's own is faster.
+    winograd.tiles names the passes that take another form.
     """
     return _by_columns(padding, x, kernel, bias)
 
@@ -98,7 +97,7 @@ def _narrow_conv_forward(padding, tiles, x, kernel, bias):
 def _narrow_conv_backward(padding, tiles: Tiles, saved, dy):
     x, kernel, bias = saved
     (dx,) = jax.vjp(lambda x: _by_columns(padding, x, kernel, None), x)[1](dy)
-    if x.dtype == jnp.bfloat16:
+    if x.dtype == jnp.bfloat16 and not tiles.weight_gradient:
         gap = padding[1][0]
         x, dy = _side_by_side(x, gap), _side_by_side(dy, gap)
     dkernel, dbias = jax.vjp(lambda *p: _conv((1, 1), padding, 1, tiles, x, *p), kernel, bias)[1](dy)

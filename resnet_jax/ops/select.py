@@ -17,7 +17,7 @@ from resnet_jax.ops.winograd import AVX2
 
 log = logging.getLogger(__name__)
 
-AVX512, AVX512_BF16 = 0x27, 0xE7  # dnnl_cpu_isa_avx512_core and dnnl_cpu_isa_avx512_core_bf16
+AVX512, AVX512_BF16, AMX = 0x27, 0xE7, 0xFEF  # dnnl_cpu_isa_avx512_core, ..._core_bf16 and ..._core_amx
 CHOICES = ("auto", "xla", "onednn", "plain")
 _chosen = "auto"
 
@@ -40,20 +40,23 @@ def native_problem() -> str | None:
 
 
 @functools.cache
-def native_bfloat16() -> str:
-    """How oneDNN computes convolutions in bfloat16 here: "fast", "slow" (in float32 inside), or "" if it has none.
-
-    oneDNN itself says which instruction sets it uses: those of the CPU, up to ONEDNN_MAX_CPU_ISA.
-    """
+def _onednn_isa() -> int:
+    """The bits of the instruction sets that oneDNN uses: those of the CPU, up to ONEDNN_MAX_CPU_ISA. 0: unknown."""
     if native_problem() is not None:
-        return ""
+        return 0
     try:
-        isa = ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; the values are in dnnl_types.h
+        return ctypes.CDLL("libdnnl.so.3").dnnl_get_effective_cpu_isa()  # loaded already; dnnl_types.h has the values
     except (OSError, AttributeError):
-        return ""  # a build that cannot be asked
-    if isa & AVX512_BF16 == AVX512_BF16:
-        return "fast"
-    return "slow" if isa & AVX512 == AVX512 else ""
+        return 0  # a build that cannot be asked
+
+
+def _has(isa: int) -> bool:
+    return _onednn_isa() & isa == isa
+
+
+def native_bfloat16() -> str:
+    """How oneDNN computes convolutions in bfloat16 here: "fast", "slow" (in float32 inside), or "" if it has none."""
+    return "fast" if _has(AVX512_BF16) else "slow" if _has(AVX512) else ""
 
 
 @functools.cache
@@ -79,7 +82,7 @@ def use_cpu_kernels(choice: str) -> None:
 
     choice: one of
         "auto"    the native kernels if they load; else "xla", after one warning in the log. Convolutions that are
-                  faster in Winograd's form take it (float32, AVX2 or AVX-512; see ops/winograd.py)
+                  faster in Winograd's form take it (see ops/winograd.py)
         "onednn"  the native kernels, but all convolutions are oneDNN's; raises ConfigError if they do not load
         "xla"     XLA, in forms that it compiles to fast code for a CPU
         "plain"   XLA's own operations, on every platform. They are slower on a CPU. JAX can differentiate
@@ -122,9 +125,14 @@ def native_chosen() -> bool:
     return problem is None
 
 
-def winograd_chosen() -> bool:
-    """Whether a program traced now may use Winograd's form of a convolution on the CPU."""
-    return _chosen == "auto" and native_chosen() and simd_level() >= AVX2
+def winograd_chosen(dtype: Any) -> bool:
+    """Whether a program traced now may use Winograd's form of a convolution on the CPU.
+
+    Its arithmetic is float32. So for bfloat16 a CPU with AMX, which multiplies bfloat16 much faster, keeps oneDNN's.
+    """
+    if _chosen != "auto" or not native_chosen() or simd_level() < AVX2:
+        return False
+    return dtype == jnp.float32 or (dtype == jnp.bfloat16 and not _has(AMX))
 
 
 def native_convolves(dtype: Any) -> bool:

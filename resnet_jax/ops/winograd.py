@@ -4,9 +4,9 @@ The form needs 36 products for a tile of 4x4 output pixels, where the direct con
 pixels, where it needs 81. `tiles` chooses by shape and instruction set, so that a run has the same bits each time.
 Source: arXiv:1509.09308, section 4.
 
-Measured on 2 cores of a Zen 3 with AVX2 (float32, medians of 8), times as fast as oneDNN's direct convolution: forward
-and input gradient 1.5 to 2.7, weight gradient 1.7 to 5.3, for all 3x3 layers of resnet18 at 96x96 and resnet20 at 28x28
-with batch 128. docs/benchmarks.md has the table.
+The arithmetic is float32, also for images in bfloat16, which are rounded once, when the output is stored.
+docs/benchmarks.md has the measurements behind the rule: every pass that takes the form is faster than oneDNN's direct
+convolution, 1.1 to 5.3 times (AVX2 and AVX-512, the 3x3 layers of resnet18 and resnet20).
 """
 
 from typing import NamedTuple
@@ -17,13 +17,12 @@ from jax import Array
 PANEL = 16  # the native kernels take channels in such panels
 SIZES = (4, 3)  # output pixels of a tile along H and W; 4 comes first where both need as many products
 TAPS = 1  # the direct convolution as one product of matrices for each tap of the kernel; for weight gradients only
-# With AVX2, TAPS is 1.3 to 2.9 times as fast as oneDNN for 3x3 kernels of stride 2, and 1.4 to 2.0 times for 1x1
-# kernels on at most 6x6 pixels; on more pixels it is as fast (one core of a Zen 3, medians of 10).
-TAPS_PIXELS = 36
+TAPS_PIXELS = 36  # with more pixels in an image TAPS is not faster than oneDNN, except for strided kernels with AVX2
+MIN_TILES = 64  # in a batch; with fewer tiles the transform of the kernel takes longer than the products save
+MIN_GRADIENT = 32  # channels, for weight gradients with AVX-512: with 16 channels oneDNN is faster
+# In bfloat16 oneDNN is faster with fewer channels, and on smaller images it is as fast, except for weight gradients.
+BFLOAT16_CHANNELS, BFLOAT16_SIDE = 64, 12
 AVX2 = 3  # of select.simd_level()
-# On AVX-512 a prototype was 2.1 to 2.8 times as fast as oneDNN from 12x12 pixels on, and not faster for 6x6 and 3x3
-# (Zen 4, forward). These kernels, and TAPS, are not measured there.
-AVX512_PIXELS = 12
 
 
 class Tiles(NamedTuple):
@@ -39,7 +38,8 @@ DIRECT = Tiles(0, 0, 0)
 
 def tiles(strides, padding, groups, x: Array, kernel: Array, level: int) -> Tiles:
     """x: (N, H, W, C); kernel: (kh, kw, C / groups, O); level: of the instruction set -> the tiles of each pass."""
-    if x.dtype != jnp.float32 or groups != 1 or kernel.shape[2] % PANEL or kernel.shape[3] % PANEL:
+    channels = kernel.shape[2:]
+    if groups != 1 or any(count % PANEL for count in channels):
         return DIRECT
     size = x.shape[1:3]
     out = tuple(
@@ -47,17 +47,32 @@ def tiles(strides, padding, groups, x: Array, kernel: Array, level: int) -> Tile
         for n, side, step, (low, high) in zip(size, kernel.shape[:2], strides, padding, strict=True)
     )
     stride_1 = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(max(pair) <= 2 for pair in padding)
-    if stride_1 and min(*size, *out) >= (AVX512_PIXELS if level > AVX2 else min(SIZES)):
-        return Tiles(_tile(*out), _tile(*size), _tile(*out))
+    if not stride_1 or min(*size, *out) < min(SIZES):
+        return Tiles(0, 0, TAPS) if _by_taps(x, kernel.shape[:2], strides, out, level) else DIRECT
+    forward, backward = (_tile(x.shape[0], *pixels) for pixels in (out, size))
+    gradient = forward if level == AVX2 or min(channels) >= MIN_GRADIENT else 0
+    if x.dtype == jnp.float32:
+        return Tiles(forward, backward, gradient)
+    if min(channels) < BFLOAT16_CHANNELS:
+        return DIRECT
+    return Tiles(0, 0, gradient) if min(*size, *out) < BFLOAT16_SIDE else Tiles(forward, backward, gradient)
+
+
+def _by_taps(x: Array, window, strides, out, level: int) -> bool:
+    """Whether the weight gradient is faster as one product for each tap; out: (H', W') of the output."""
     small = out[0] * out[1] <= TAPS_PIXELS
-    taps = level == AVX2 and (kernel.shape[:2] == (3, 3) or (kernel.shape[:2] == (1, 1) and small))
-    return Tiles(0, 0, TAPS) if taps else DIRECT
+    if x.shape[0] * out[0] * out[1] < MIN_TILES or x.dtype != jnp.float32:
+        return False
+    if level > AVX2:
+        return window == (3, 3) and max(strides) > 1 and small
+    return window == (3, 3) or (window == (1, 1) and small)
 
 
-def _tile(height: int, width: int) -> int:
-    """The size of tiles that needs the fewest products."""
+def _tile(images: int, height: int, width: int) -> int:
+    """The size of tiles that needs the fewest products; 0 with too few tiles."""
 
-    def products(tile: int) -> int:
-        return -(-height // tile) * -(-width // tile) * (tile + 2) ** 2
+    def tiles_of(tile: int) -> int:
+        return -(-height // tile) * -(-width // tile)
 
-    return min(SIZES, key=products)
+    best = min(SIZES, key=lambda tile: tiles_of(tile) * (tile + 2) ** 2)
+    return best if images * tiles_of(best) >= MIN_TILES else 0

@@ -22,6 +22,7 @@ if select.simd_level() < winograd.AVX2:
     pytest.skip("the native kernels are not built, or this CPU has no AVX2", allow_module_level=True)
 
 LIMIT = 2e-5  # the largest error, as a share of the largest value
+ROUNDING = 2**-8 + LIMIT  # in bfloat16 only the result is rounded
 pads = st.tuples(st.integers(0, 2), st.integers(0, 2))
 panels = st.integers(1, 5).map(lambda n: n * winograd.PANEL)
 
@@ -61,11 +62,19 @@ def operands_for(shape, outputs: int, padding, seed: int = 0):
     return [jnp.asarray(random.normal(size=size), jnp.float32) for size in sizes]
 
 
+def in_bfloat16(operands):
+    """The same, with images in bfloat16; the weights are float32 in any network."""
+    x, kernel, bias, dy = operands
+    return [x.astype(jnp.bfloat16), kernel, bias, dy.astype(jnp.bfloat16)]
+
+
 def check(padding, tiles, operands) -> None:
     found = jax.jit(lambda *a: computed(padding, tiles, *a))(*operands)
-    for got, want in zip(found, exact(padding, *operands), strict=True):
-        assert got.dtype == jnp.float32
-        np.testing.assert_allclose(got, want, rtol=0, atol=LIMIT * np.abs(want).max())
+    dtypes = [operand.dtype for operand in (operands[0], *operands[:3])]
+    for got, want, dtype in zip(found, exact(padding, *operands), dtypes, strict=True):
+        assert got.dtype == dtype
+        limit = LIMIT if dtype == jnp.float32 else ROUNDING
+        np.testing.assert_allclose(np.asarray(got, np.float32), want, rtol=0, atol=limit * np.abs(want).max())
 
 
 @pytest.mark.parametrize("tile", winograd.SIZES)
@@ -77,7 +86,9 @@ def check(padding, tiles, operands) -> None:
     padding=st.tuples(pads, pads),
 )
 def test_values_and_gradients(tile, images, inputs, outputs, padding):
-    check(padding, Tiles(tile, tile, tile), operands_for((*images, inputs), outputs, padding))
+    operands = operands_for((*images, inputs), outputs, padding)
+    check(padding, Tiles(tile, tile, tile), operands)
+    check(padding, Tiles(tile, tile, tile), in_bfloat16(operands))
 
 
 @pytest.mark.parametrize("tile", winograd.SIZES)
@@ -163,19 +174,62 @@ def test_the_forward_pass_of_others_is_direct(images, kernel, how):
     assert not form(images, kernel, **how)
 
 
+TAPS_ONLY = Tiles(0, 0, winograd.TAPS)
+
+
 @pytest.mark.parametrize(
-    ("size", "channels", "strides", "with_avx2", "with_avx512"),
+    ("images", "size", "channels", "strides", "with_avx2", "with_avx512", "with_bfloat16"),
     [
-        (24, 64, 1, Tiles(4, 4, 4), Tiles(4, 4, 4)),
-        (6, 256, 1, Tiles(3, 3, 3), DIRECT),
-        (24, 64, 2, Tiles(0, 0, winograd.TAPS), DIRECT),
-        (2, 512, 1, Tiles(0, 0, winograd.TAPS), DIRECT),
+        (128, 24, 64, 1, Tiles(4, 4, 4), Tiles(4, 4, 4), Tiles(4, 4, 4)),
+        (128, 6, 256, 1, Tiles(3, 3, 3), Tiles(3, 3, 3), Tiles(0, 0, 3)),
+        (128, 28, 16, 1, Tiles(4, 4, 4), Tiles(4, 4, 0), DIRECT),
+        (128, 24, 64, 2, TAPS_ONLY, DIRECT, DIRECT),
+        (128, 12, 128, 2, TAPS_ONLY, TAPS_ONLY, DIRECT),
+        (128, 2, 512, 1, TAPS_ONLY, DIRECT, DIRECT),
+        (15, 6, 256, 1, DIRECT, DIRECT, DIRECT),  # 60 tiles
+        (1, 24, 64, 1, DIRECT, DIRECT, DIRECT),
+        (0, 24, 64, 2, DIRECT, DIRECT, DIRECT),
     ],
 )
-def test_the_choice_by_shape_and_instruction_set(size, channels, strides, with_avx2, with_avx512):
-    x, kernel = jnp.zeros((1, size, size, channels)), jnp.zeros((3, 3, channels, channels))
-    for level, expected in ((3, with_avx2), (4, with_avx512)):
+def test_the_choice_by_shape_and_instruction_set(
+    images, size, channels, strides, with_avx2, with_avx512, with_bfloat16
+):
+    kernel = jnp.zeros((3, 3, channels, channels))
+    cases = ((3, jnp.float32, with_avx2), (4, jnp.float32, with_avx512), (4, jnp.bfloat16, with_bfloat16))
+    for level, dtype, expected in cases:
+        x = jnp.zeros((images, size, size, channels), dtype)
         assert winograd.tiles((strides, strides), ((1, 1), (1, 1)), 1, x, kernel, level) == expected
+
+
+def test_bfloat16_takes_the_form_except_with_amx(monkeypatch):
+    images, kernel, padding = (64, 12, 12, 64), (3, 3, 64, 64), ((1, 1), (1, 1))
+    if not select.native_bfloat16():
+        pytest.skip("oneDNN has no bfloat16 convolution on this CPU")
+    for isa, expected in ((select.AVX512_BF16, True), (select.AMX, False)):
+        monkeypatch.setattr(select, "_onednn_isa", lambda isa=isa: isa)
+        assert form(images, kernel, dtype=jnp.bfloat16, padding=padding) == expected
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel", "y", "how", "reason"),
+    [
+        ((2, 4, 4, 16), (3, 3, 16, 16), (3, 4, 4, 16), {}, "N images twice"),
+        ((2, 4, 4, 16), (3, 3, 16, 16), (2, 4, 4, 16), {"tile": 1}, "weight gradients only"),
+        ((2, 4, 4, 16), (3, 3, 16, 16), (2, 4, 4, 16), {"tile": 2}, "tiles are 1, 3 or 4"),
+        ((2, 4, 4, 16), (5, 5, 16, 16), (2, 4, 4, 16), {}, r"\(3, 3, C, O\)"),
+        ((2, 4, 4, 16), (3, 3, 16, 16), (2, 4, 4, 16), {"padding": 2}, "4 numbers of padding"),
+        ((2, 4, 4, 16), (3, 3, 16, 16), (2, 4, 4, 16), {"bias": 8}, r"bias \(O,\)"),
+    ],
+)
+def test_operands_that_do_not_fit_are_refused(x, kernel, y, how, reason):
+    call = jax.ffi.ffi_call("resnet_jax_winograd_forward", jax.ShapeDtypeStruct(y, jnp.float32))
+    attributes = {
+        "padding": np.ones(how.get("padding", 4), np.int64),
+        "tile": np.int64(how.get("tile", 4)),
+    }
+    operands = jnp.ones(x), jnp.ones(kernel), jnp.ones((how.get("bias", 16),))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=reason):
+        jax.block_until_ready(jax.jit(lambda *a: call(*a, **attributes))(*operands))
 
 
 def test_an_error_names_operation_and_shapes():
@@ -193,6 +247,7 @@ WITH_LEVEL = """
     padding = ((1, 1), (1, 1))
     t.check(padding, t.Tiles(4, 4, 4), t.operands_for((9, 11, 11, 48), 80, padding))
     t.check(padding, t.Tiles(3, 3, 3), t.operands_for((9, 6, 6, 288), 48, padding))
+    t.check(padding, t.Tiles(4, 4, 4), t.in_bfloat16(t.operands_for((9, 11, 11, 48), 80, padding)))
 """
 
 
