@@ -137,10 +137,9 @@ def check_numbers(asked: Convert) -> None:
 
 def check_size(size: int, weights: "Weights") -> None:
     """Raise ConfigError if the network of the weights cannot take images of this size."""
-    from resnet_jax.models import check_image_size, get_arch
+    from resnet_jax.models import check_input_size, get_arch
 
-    arch = get_arch(weights.arch)
-    check_image_size((size, size), weights.options.get("stem") or arch.stem, len(arch.stages))
+    check_input_size(get_arch(weights.arch), (size, size), weights.options.get("stem"))
 
 
 def describe(weights: "Weights", asked: Convert, names: tuple[str, ...]) -> "Weights":

@@ -4,7 +4,8 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
-from resnet_jax.models import Arch, ResNet
+from resnet_jax.errors import InteropError
+from resnet_jax.models import Arch, Network, ResNet
 from resnet_jax.models.registry import SEED_BLOCKS
 from resnet_jax.models.summary import LeafPath, variable_shapes
 
@@ -59,8 +60,21 @@ def head_keys(arch: Arch) -> tuple[str, str]:
     return torch_key(arch, ("params", "head", "kernel")), torch_key(arch, ("params", "head", "bias"))
 
 
-def torch_leaves(arch: Arch, model: ResNet, in_channels: int) -> dict[str, Leaf]:
-    """Return the leaf for each key of a network's state dict. num_batches_tracked is left out."""
+def check_has_keys(arch: Arch) -> None:
+    """Raise InteropError for an architecture whose weights have no names in PyTorch."""
+    if arch.trunk != "resnet":
+        raise InteropError(
+            f"{arch.name}: its weights cannot be read from PyTorch or written for it; convert does this for ResNets"
+        )
+
+
+def torch_leaves(arch: Arch, model: Network, in_channels: int) -> dict[str, Leaf]:
+    """Return the leaf for each key of a network's state dict. num_batches_tracked is left out.
+
+    Raises InteropError for an architecture without such keys.
+    """
+    check_has_keys(arch)
+    assert isinstance(model, ResNet)
     # All blocks of a stage after the first have the same shapes, so two of them are traced, and not up to 36.
     shallow = model.clone(arch=tuple((min(blocks, 2), channels) for blocks, channels in model.arch))
     traced: dict[LeafPath, Any] = traverse_util.flatten_dict(variable_shapes(shallow, in_channels))

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 from resnet_jax.arguments import truth, whole
 from resnet_jax.errors import InteropError, listed, unknown
 from resnet_jax.interop.matching import Match, Report, Shapes, Tensors, below_head, find, matches, rank, report_match
-from resnet_jax.interop.names import TO_FLAX, TO_TORCH, Shape, head_keys, stem_key, torch_leaves
+from resnet_jax.interop.names import TO_FLAX, TO_TORCH, Shape, check_has_keys, head_keys, stem_key, torch_leaves
 from resnet_jax.interop.numbers import Arrays, as_arrays, check_numbers
 from resnet_jax.interop.renamings import recognised
 from resnet_jax.models import ARCHS, Arch, as_arch, create_model
@@ -54,6 +54,7 @@ def from_torch(
     Raises ConfigError for a number that is no number, or below 1.
     """
     arch = as_arch(arch)
+    check_has_keys(arch)
     if head not in HEADS:
         raise InteropError(unknown("head", str(head), HEADS))
     num_classes = None if num_classes is None else whole("num_classes", num_classes, 1)
@@ -82,6 +83,7 @@ def to_torch(variables: Mapping[str, Any], arch: str | Arch, **options: Any) -> 
     Raises InteropError if the variables do not belong to the architecture.
     """
     arch = as_arch(arch)
+    check_has_keys(arch)
     collections = {name: variables.get(name, {}) for name in ("params", "batch_stats")}
     flat: dict[LeafPath, Any] = traverse_util.flatten_dict(collections)
     kernels = {path[1:]: np.shape(flat[path]) for path in flat if path[1] in ("stem", "head") and path[-1] == "kernel"}
@@ -200,9 +202,10 @@ def differences(held: Shapes, wanted: Shapes) -> str:
 
 def closest(tensors: Tensors) -> str:
     """Describe the architectures whose keys and shapes match these best, without the head."""
-    depths = {name: sum(blocks for blocks, _ in arch.stages) for name, arch in ARCHS.items()}
+    resnets = {name: arch for name, arch in ARCHS.items() if arch.trunk == "resnet"}
+    depths = {name: sum(blocks for blocks, _ in arch.stages) for name, arch in resnets.items()}
     # a block has 8 to 21 tensors, so the others cannot be close; counting first saves a second for each
-    near = [name for name in ARCHS if CLOSE * 8 * depths[name] < len(tensors) < 21 * (depths[name] + 1) / CLOSE]
+    near = [name for name in resnets if CLOSE * 8 * depths[name] < len(tensors) < 21 * (depths[name] + 1) / CLOSE]
     shares = {name: share(tensors, ARCHS[name]) for name in near}
     best = sorted((name for name in shares if shares[name][0] > CLOSE), key=lambda name: -shares[name][0])[:3]
     if not best:

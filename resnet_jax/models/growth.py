@@ -19,7 +19,8 @@ from jax import numpy as jnp
 from resnet_jax.arguments import whole
 from resnet_jax.errors import ConfigError
 from resnet_jax.models.layers import BatchNorm
-from resnet_jax.models.registry import MOST_BLOCKS, Arch, as_arch, create_model, grown_name
+from resnet_jax.models.registry import MOST_BLOCKS, Arch, as_arch, check_blocks_of, create_model, grown_name
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.summary import LeafPath, variable_shapes
 
 COLLECTIONS = ("params", "batch_stats")
@@ -76,7 +77,7 @@ def embed(
     The missing blocks are added at the ends of the stages, as insert_block does, from key (default
     jax.random.key(0)). width: of both networks. ConfigError if a stage of the small network is not a prefix.
     """
-    large = as_arch(large_arch)
+    large = check_blocks_of(as_arch(large_arch), "embed")
     key = jax.random.key(0) if key is None else key
     depths = _depths(small_variables, len(large.stages))
     for i, (has, (may_have, _)) in enumerate(zip(depths, large.stages, strict=True)):
@@ -136,6 +137,7 @@ def _depths(variables: Variables, num_stages: int) -> list[int]:
 def _block(arch: Arch, variables: Variables, stage: int, project: bool = False) -> nn.Module:
     """A block of a stage, as the trunk builds it, that starts as the identity."""
     model = create_model(arch)
+    assert isinstance(model, ResNet)  # check_blocks has refused other trunks
     options = {"squeeze_excitation": True} if "se" in variables["params"][f"stage{stage}"]["block1"] else {}
     channels = _inputs(variables)[stage]
     return model.block(channels, use_1x1conv=project, conv=model.conv, norm=BatchNorm, zero_init=True, **options)
@@ -163,7 +165,8 @@ def check_place(arch: Arch, variables: Variables, stage: int, position: int | No
 
 
 def check_stage_number(arch: Arch, stage: int) -> int:
-    """The number of blocks of this stage; ConfigError if there is no such stage."""
+    """The number of blocks of this stage; ConfigError if there is no such stage, or no blocks at all."""
+    check_blocks_of(arch, "growing")
     if not 1 <= whole("stage", stage) <= len(arch.stages):
         raise ConfigError(f"stage {stage}: {arch.name} has {len(arch.stages)} stages; use 1 to {len(arch.stages)}")
     return arch.stages[stage - 1][0]
@@ -171,6 +174,7 @@ def check_stage_number(arch: Arch, stage: int) -> int:
 
 def check_blocks(arch: Arch, variables: Variables) -> None:
     """Raise ConfigError if the variables have other numbers of blocks than the architecture."""
+    check_blocks_of(arch, "growing")
     depths = _depths(variables, len(arch.stages))
     beyond = f"stage{len(arch.stages) + 1}" in variables["params"]
     if beyond or depths != [blocks for blocks, _ in arch.stages]:

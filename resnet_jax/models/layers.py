@@ -2,7 +2,7 @@
 
 import inspect
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,7 +24,7 @@ _KAIMING = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 _LINEAR = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
-# These three are functions of this module, so that a model that holds them can be pickled.
+# These four are functions of this module, so that a model that holds them can be pickled.
 def kaiming_init(*args: Any, **options: Any) -> jax.Array:
     """He initialisation of a convolution before a ReLU: normal, variance 2 / fan_out."""
     return _KAIMING(*args, **options)
@@ -38,6 +38,28 @@ def linear_init(*args: Any, **options: Any) -> jax.Array:
 def relu(x: jax.Array) -> jax.Array:
     """flax.linen.relu, max(x, 0)."""
     return nn.relu(x)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the normal distribution function of x, arXiv:1606.08415, without the approximation by tanh."""
+    return nn.gelu(x, approximate=False)
+
+
+def dirac_init(kernel_init: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """kernel_init, but the first C filters of a kernel (3, 3, C, at least C) start as the identity of their channel.
+
+    torch.nn.init.dirac_ of arXiv:2404.00498, section 3.2. Kernels of other shapes keep kernel_init.
+    """
+
+    def init(key, shape, dtype=jnp.float32):
+        kernel = kernel_init(key, shape, dtype)
+        channels, features = shape[2:]
+        if tuple(shape[:2]) != (3, 3) or features < channels:
+            return kernel
+        identity = jnp.zeros((3, 3, channels, channels), dtype).at[1, 1].set(jnp.eye(channels, dtype=dtype))
+        return kernel.at[..., :channels].set(identity)
+
+    return init
 
 
 def torch_bias_init(fan_in: int) -> nn.initializers.Initializer:
@@ -66,7 +88,7 @@ class Conv(nn.Module):
     """A convolution with symmetric, explicit padding.
 
     x: (N, H, W, C) -> (N, H', W', features), in dtype, to which x is cast. strides: 2, or (2, 1) for H and W.
-    kernel: (kh, kw, C / groups, features); bias: (features,).
+    kernel: (kh, kw, C / groups, features); bias: (features,). dirac: see dirac_init; grouped kernels ignore it.
     """
 
     features: int
@@ -77,12 +99,14 @@ class Conv(nn.Module):
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = KERNEL_INIT
     dtype: Dtype = jnp.float32
+    dirac: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         strides = stride_pair(self.strides)
         kernel_shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
-        kernel = self.param("kernel", self.kernel_init, kernel_shape)
+        init = dirac_init(self.kernel_init) if self.dirac and self.groups == 1 else self.kernel_init
+        kernel = self.param("kernel", init, kernel_shape)
         fan_in = kernel_shape[0] * kernel_shape[1] * kernel_shape[2]
         bias = self.param("bias", torch_bias_init(fan_in), (self.features,)) if self.use_bias else None
         pad = (self.padding, self.padding)
@@ -96,6 +120,7 @@ class BatchNorm(nn.Module):
     stride 2, so the output is (N, ceil(H / 2), ceil(W / 2), C); in training it requires relu and no residual.
     Parameters, statistics and the arithmetic are float32. The running averages keep `momentum` of the old value
     (PyTorch's 0.1 is 0.9 here). As in Flax, the running variance is the biased one.
+    use_scale: False leaves out the scale (gamma), which is then 1.
     axis_name: compute the statistics over all devices along this axis of pmap or shard_map.
     """
 
@@ -107,13 +132,14 @@ class BatchNorm(nn.Module):
     axis_name: str | None = None
     scale_init: nn.initializers.Initializer = nn.initializers.ones
     dtype: Dtype = jnp.float32
+    use_scale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array | None = None) -> jax.Array:
         x = x.astype(self.dtype)
         residual = None if residual is None else residual.astype(self.dtype)
         channels = (x.shape[-1],)
-        scale = self.param("scale", self.scale_init, channels)
+        scale = self.param("scale", self.scale_init, channels) if self.use_scale else jnp.ones(channels)
         bias = self.param("bias", nn.initializers.zeros_init(), channels)
         mean = self.variable("batch_stats", "mean", jnp.zeros, channels, jnp.float32)
         var = self.variable("batch_stats", "var", jnp.ones, channels, jnp.float32)
@@ -135,9 +161,14 @@ class BatchNorm(nn.Module):
         return y
 
 
+def options_known(layer: ModuleDef) -> Collection[str]:
+    """The names of the options that a layer, or a partial of one, takes."""
+    return inspect.signature(layer).parameters
+
+
 def bind(layer: ModuleDef, **options: Any) -> ModuleDef:
     """partial(layer, **options), but only with those options that the layer has and that are not yet bound."""
-    known = inspect.signature(layer).parameters
+    known = options_known(layer)
     bound = layer.keywords if isinstance(layer, partial) else {}
     return partial(layer, **{name: value for name, value in options.items() if name in known and name not in bound})
 
@@ -206,12 +237,13 @@ class Dense(nn.Module):
 
     features: int
     kernel_init: nn.initializers.Initializer = KERNEL_INIT
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", torch_bias_init(x.shape[-1]), (self.features,))
-        return jnp.dot(widened(x), kernel, precision="highest") + bias
+        y = jnp.dot(widened(x), kernel, precision="highest")
+        return y + self.param("bias", torch_bias_init(x.shape[-1]), (self.features,)) if self.use_bias else y
 
 
 # torchvision's layers and initialisation: convolutions before a norm have no bias

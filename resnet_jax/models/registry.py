@@ -11,9 +11,23 @@ from jax import numpy as jnp
 
 from resnet_jax.arguments import real, shown, truth, whole
 from resnet_jax.errors import ConfigError, unknown
+from resnet_jax.models.airbench import WIDTHS, Airbench, AirbenchConv, check_airbench_size
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock, PreActBlock, Residual, ResNeXtBlock
-from resnet_jax.models.layers import Activation, BatchNorm, Dtype, ModuleDef, TorchvisionConv, TorchvisionDense, relu
-from resnet_jax.models.resnet import STEM_CHANNELS, STEMS, ResNet
+from resnet_jax.models.layers import (
+    Activation,
+    BatchNorm,
+    Conv,
+    Dtype,
+    ModuleDef,
+    TorchvisionConv,
+    TorchvisionDense,
+    gelu,
+    options_known,
+    relu,
+)
+from resnet_jax.models.resnet import STEM_CHANNELS, STEMS, ResNet, check_image_size
+
+Network = ResNet | Airbench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +38,7 @@ class Arch:
     stem: "standard" (7x7 and max-pool, for large images) or "small" (3x3, for small ones), with stem_channels.
     group_width: the width of a group in the seed's ResNeXt block. groups: the number of groups in the bottleneck.
     bot_mul: an argument of these two blocks. pad_shortcut: an argument of the basic block.
+    trunk: "resnet", or "airbench", for which stages are its groups, and which has no blocks and a stem of its own.
     """
 
     name: str
@@ -35,6 +50,7 @@ class Arch:
     stem_channels: int = STEM_CHANNELS
     groups: int = 1
     pad_shortcut: bool = False
+    trunk: str = "resnet"
 
 
 # Name of a block -> its class, with the arguments that depend on the Arch bound.
@@ -45,6 +61,7 @@ BLOCKS: dict[str, Callable[[Arch], ModuleDef]] = {
     "bottleneck": lambda arch: partial(BottleneckBlock, groups=arch.groups, bot_mul=arch.bot_mul),
     "preact": lambda arch: PreActBlock,
 }
+TRUNKS = ("resnet", "airbench")
 SEED_BLOCKS = ("residual", "resnext")  # the other blocks use torchvision's layers and initialisation
 
 MOST_BLOCKS = 999  # in a stage; the deepest published network, ResNet-1001, has 111
@@ -97,6 +114,8 @@ ARCHS = {
         bottleneck("resnext29_8x64d", ((3, 256), (3, 512), (3, 1024)), stem="small", groups=8, bot_mul=2.0),
         wide_resnet(16, 4),
         wide_resnet(28, 10),
+        # arXiv:2404.00498
+        Arch("airbench", tuple((1, channels) for channels in WIDTHS), stem="small", trunk="airbench"),
     )
 }
 
@@ -119,7 +138,7 @@ def get_arch(name: str) -> Arch:
     parts = re.fullmatch(rf"(\w+?)((?:-{_NUMBER})+)(?:-w({_NUMBER}(?:-{_NUMBER})*))?", name)
     if parts is None or parts[1] not in ARCHS:
         raise ConfigError(unknown("architecture", name, ARCHS))
-    table = ARCHS[parts[1]]
+    table = check_blocks_of(ARCHS[parts[1]], f"architecture {name!r}")
     blocks = [int(count) for count in parts[2].split("-")[1:]]
     channels = [int(count) for count in parts[3].split("-")] if parts[3] else [c for _, c in table.stages]
     if 0 in blocks + channels or max(blocks) > MOST_BLOCKS:
@@ -132,6 +151,21 @@ def get_arch(name: str) -> Arch:
     # If the stem and the first stage have equally many channels in the table, they still do after widening.
     stem = channels[0] if table.stem_channels == table.stages[0][1] else table.stem_channels
     return dataclasses.replace(table, name=name, stages=tuple(zip(blocks, channels, strict=True)), stem_channels=stem)
+
+
+def check_blocks_of(arch: Arch, what: str) -> Arch:
+    """The Arch itself; ConfigError, about `what`, if it has no residual blocks."""
+    if arch.trunk != "resnet":
+        raise ConfigError(f"{what}: {arch.name} has no residual blocks; leave it out, or use another architecture")
+    return arch
+
+
+def check_input_size(arch: Arch, size: tuple[int, ...], stem: str | None = None) -> None:
+    """Raise ConfigError if an image of (height, width) pixels is too small. stem: None is the architecture's own."""
+    if arch.trunk == "airbench":
+        check_airbench_size(size, len(arch.stages))
+    else:
+        check_image_size(size, stem or arch.stem, len(arch.stages))
 
 
 def as_arch(arch: str | Arch) -> Arch:
@@ -167,27 +201,48 @@ def create_model(
     axis_name: str | None = None,
     width: float = 1.0,
     zero_init: bool = False,
+    dirac_init: bool = False,
     squeeze_excitation: bool = False,
     stochastic_depth: float = 0.0,
     remat: bool = False,
+    batch_norm_momentum: float | None = None,
     norm: ModuleDef = BatchNorm,
-    act: Activation = relu,
-) -> ResNet:
+    act: Activation | None = None,
+) -> Network:
     """The Flax module of an architecture: model.init(key, x), model.apply(variables, x, train=False).
 
     num_classes=0: no head, the model returns the pooled features. stem: instead of the architecture's own.
-    width: multiplies the channels of all layers but the head, rounded to multiples of 8. The other arguments are
-    those of ResNet. With stochastic_depth, training needs rngs={"dropout": key}. Raises ConfigError.
+    width: multiplies the channels of all layers but the head, rounded to multiples of 8. dirac_init: the first C
+    filters of a 3x3 convolution with C inputs, and as many outputs or more, start as the identity.
+    batch_norm_momentum: the share of the old value that running averages keep (PyTorch's 0.1 is 0.9 here, the
+    default). act: None is ReLU, and GELU for airbench. The other arguments are those of ResNet; airbench has no
+    blocks, and so no options of blocks. With stochastic_depth, training needs rngs={"dropout": key}. Raises
+    ConfigError.
     """
     arch = as_arch(name)
     stem = arch.stem if stem is None else stem
-    num_classes = _check_form(arch.block, stem, num_classes)
+    num_classes = _check_form(arch, stem, num_classes)
     width, stochastic_depth = check_options(arch, width, stochastic_depth)
     options = {"zero_init": zero_init, "squeeze_excitation": squeeze_excitation, "remat": remat}
-    options = {option: truth(option, value) for option, value in options.items()}
+    options: dict[str, Any] = {option: truth(option, value) for option, value in options.items()}
+    norm = _with_momentum(norm, batch_norm_momentum)
+    stages = tuple((num_blocks, scaled(channels, width)) for num_blocks, channels in arch.stages)
+    dirac = {"dirac": True} if truth("dirac_init", dirac_init) else {}
+    if arch.trunk == "airbench":
+        _check_no_blocks(arch, stem, **options, stochastic_depth=stochastic_depth)
+        widths = tuple(channels for _, channels in stages)
+        conv = partial(AirbenchConv, **dirac)
+        return Airbench(widths, num_classes, dtype, axis_name, conv, norm=norm, act=act or gelu)
+    if dirac and zero_init and arch.block == "preact":
+        raise ConfigError(
+            f"zero_init=True: the last kernels of {arch.name} start at 0, and with dirac_init=True as the identity; "
+            "leave one of them out"
+        )
     layers = {} if arch.block in SEED_BLOCKS else {"conv": TorchvisionConv, "dense": TorchvisionDense}
+    if dirac:
+        layers["conv"] = partial(layers.get("conv", Conv), **dirac)
     return ResNet(
-        tuple((num_blocks, scaled(channels, width)) for num_blocks, channels in arch.stages),
+        stages,
         num_classes,
         BLOCKS[arch.block](arch),
         stem,
@@ -197,16 +252,48 @@ def create_model(
         preact=arch.block == "preact",
         stochastic_depth=stochastic_depth,
         norm=norm,
-        act=act,
+        act=act or relu,
         **options,
         **layers,
     )
 
 
-def _check_form(block: str, stem: str, num_classes: int) -> int:
+def _with_momentum(norm: ModuleDef, momentum: float | None) -> ModuleDef:
+    """The norm with this momentum, or itself for None. ConfigError if it is invalid or the norm has no momentum."""
+    momentum = None if momentum is None else check_momentum(momentum)
+    if momentum is None or (norm is BatchNorm and momentum == BatchNorm.momentum):
+        return norm
+    if "momentum" not in options_known(norm):
+        raise ConfigError(f"batch_norm_momentum {momentum}: the norm {norm} has no momentum; leave it out")
+    return partial(norm, momentum=momentum)
+
+
+def check_momentum(momentum: float) -> float:
+    """The momentum of batch norms; ConfigError if it is invalid."""
+    momentum = real("batch_norm_momentum (--batch-norm-momentum)", momentum)
+    if not 0 <= momentum < 1:
+        raise ConfigError(
+            f"batch_norm_momentum (--batch-norm-momentum) {momentum} must be at least 0 and below 1; it is the share "
+            "of the old value that running averages keep, so PyTorch's 0.1 is 0.9 here"
+        )
+    return momentum
+
+
+def _check_no_blocks(arch: Arch, stem: str, **options: Any) -> None:
+    """Raise ConfigError for an option of residual blocks, or a stem, that this trunk does not have."""
+    for option, value in options.items():
+        if value:
+            check_blocks_of(arch, f"{option} {value}")
+    if stem != arch.stem:
+        raise ConfigError(f"stem {stem}: {arch.name} has a first convolution of its own; leave it out")
+
+
+def _check_form(arch: Arch, stem: str, num_classes: int) -> int:
     """The number of classes; ConfigError if one of the three is invalid."""
-    if block not in BLOCKS:
-        raise ConfigError(unknown("block", block, BLOCKS))
+    if arch.block not in BLOCKS:
+        raise ConfigError(unknown("block", arch.block, BLOCKS))
+    if arch.trunk not in TRUNKS:
+        raise ConfigError(unknown("trunk", arch.trunk, TRUNKS))
     if stem not in STEMS:
         raise ConfigError(unknown("stem", stem, STEMS) if isinstance(stem, str) else f"stem {shown(stem)}: give text")
     num_classes = whole("num_classes", num_classes)

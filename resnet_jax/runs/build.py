@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import optax
+from jax import numpy as jnp
 from tqdm import tqdm
 
 from resnet_jax import data
 from resnet_jax.data import DATASETS, Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, crop, flip, unchanged
 from resnet_jax.errors import ConfigError, unknown
-from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.models import Arch, Network, create_model, get_arch
+from resnet_jax.models.airbench import WHITENED, WHITENING_IMAGES, whitening
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths
@@ -22,6 +24,8 @@ from resnet_jax.training.optim import sgd, warmed_up
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import everything_but_head
 from resnet_jax.training.trainer import Trainer
+
+WHITENING_BATCH = 256  # images at a time, which bounds the memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +117,7 @@ def first(arrays: Arrays, count: int) -> Arrays:
     return Arrays(*(x[: count or len(x)] for x in arrays))
 
 
-def make_model(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_name: str | None = None) -> ResNet:
+def make_model(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_name: str | None = None) -> Network:
     """The network of a run. axis_name: the axis of devices that batch statistics are computed over in training."""
     return create_model(
         arch,
@@ -121,6 +125,8 @@ def make_model(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_na
         stem=config.stem_form,
         width=config.model.width,
         zero_init=config.model.zero_init,
+        dirac_init=config.model.dirac_init,
+        batch_norm_momentum=config.model.batch_norm_momentum,
         squeeze_excitation=config.model.squeeze_excitation,
         stochastic_depth=config.model.stochastic_depth,
         remat=config.model.remat,
@@ -168,7 +174,7 @@ def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.Gradi
 def make_trainer(config: Config, info: DataInfo, devices: list[Device], callbacks: Sequence[Any] = ()) -> Trainer:
     """How a run trains."""
     schedule = make_schedule(config.optim, config.epochs, info.num_train // config.batch_size)
-    frozen: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = (WHITENED,) if config.model.whiten else ()
     if config.model.freeze:
         model = make_model(config, get_arch(config.arch), info, "float32")
         frozen = everything_but_head(variable_shapes(model, info.image_shape[-1])["params"])
@@ -190,10 +196,19 @@ def make_trainer(config: Config, info: DataInfo, devices: list[Device], callback
     )
 
 
+def whitened(config: Config, preprocess: Preprocess, arrays: Arrays) -> dict[str, Any] | None:
+    """The variables that a run starts from with --whiten; None without. arrays: the training images."""
+    if not config.model.whiten:
+        return None
+    images = arrays.images[:WHITENING_IMAGES]
+    parts = (images[first : first + WHITENING_BATCH] for first in range(0, len(images), WHITENING_BATCH))
+    return whitening(preprocess.evaluate(jnp.asarray(part)) for part in parts)
+
+
 def make_growth(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_name: str | None) -> Growth:
     """The callback of --grow. arch: the network that the run starts with."""
 
-    def grown(arch: Arch) -> ResNet:
+    def grown(arch: Arch) -> Network:
         return make_model(config, arch, info, dtype, axis_name)
 
     return Growth(arch, growths(config.model.grow), grown)

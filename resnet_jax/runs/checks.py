@@ -6,9 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from resnet_jax.data import DATASETS
 from resnet_jax.errors import ConfigError, unknown
-from resnet_jax.models import get_arch
-from resnet_jax.models.registry import check_options
-from resnet_jax.models.resnet import check_image_size
+from resnet_jax.models import check_input_size, get_arch
+from resnet_jax.models.registry import check_blocks_of, check_momentum, check_options
 from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
 
 
@@ -33,7 +32,7 @@ def check(config: Config) -> Config:
     own_size = config.data.image_size
     if own_size or not config.data.data_folder:  # the size of own pictures is known when they have been read
         size = (own_size, own_size) if own_size else DATASETS[config.data.dataset].image_shape[:2]
-        check_image_size(size, config.stem_form, len(get_arch(config.arch).stages))
+        check_input_size(get_arch(config.arch), size, config.stem_form)
     return config
 
 
@@ -87,6 +86,7 @@ def check_train_images(asked: int, left: int) -> None:
 def _check_model(config: Config) -> None:
     model = config.model
     check_options(get_arch(config.arch), model.width, model.stochastic_depth)
+    check_momentum(model.batch_norm_momentum)
     if not config.data.data_folder:
         check_classes(model.num_classes, DATASETS[config.data.dataset].num_classes, config.data.dataset)
 
@@ -110,6 +110,8 @@ def growths(grow: str) -> list[tuple[int, int]]:
 def _check_grow(config: Config) -> None:
     """Raise ConfigError for an epoch or a stage of --grow that the run does not have."""
     pairs, stages = growths(config.model.grow), len(get_arch(config.arch).stages)
+    if pairs:
+        check_blocks_of(get_arch(config.arch), f"--grow {config.model.grow}")
     if pairs and config.model.freeze:
         raise ConfigError("--grow with --freeze: a new block would never be trained; leave one of them out")
     for epoch, stage in pairs:

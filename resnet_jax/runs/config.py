@@ -63,6 +63,15 @@ class ModelConfig:
     """Multiply the number of channels by this, rounded to multiples of 8, at least 8."""
     zero_init: bool = False
     """Start the last gamma of every block at 0, so that each block starts as its shortcut."""
+    dirac_init: bool = False
+    """Start 3x3 convolutions that do not reduce the channels as the identity: each of the first filters passes one
+    channel on, and the other filters start at random."""
+    whiten: bool = False
+    """Compute the first convolution of airbench from the first 5,000 training images, so that its outputs are
+    uncorrelated, and keep this kernel. Its bias is trained."""
+    batch_norm_momentum: float = 0.9
+    """The share of the old value that the running averages of batch norm keep in each step. PyTorch's momentum is
+    what they take: its 0.1 is 0.9 here."""
     squeeze_excitation: bool = False
     """Add squeeze-and-excitation to every block."""
     stochastic_depth: float = 0.0

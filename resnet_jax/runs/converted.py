@@ -11,7 +11,7 @@ from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import InteropError
 from resnet_jax.interop import Weights, load_weights
 from resnet_jax.interop.files import WEIGHTS_FILE
-from resnet_jax.models import Arch, ResNet, create_model, get_arch
+from resnet_jax.models import Arch, Network, create_model, get_arch
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.build import DataInfo
 
@@ -21,7 +21,7 @@ SIZES = {"standard": 224, "small": 32}  # of images, by stem, if the folder does
 class Parts(NamedTuple):
     """What a Predictor is made of."""
 
-    model: ResNet
+    model: Network
     variables: dict[str, Any]
     info: DataInfo
     preprocess: Preprocess

@@ -37,10 +37,18 @@ EFFECTS = (
         lambda c: c.data.data_folder,
         "--skip-unreadable is for pictures of your own; add --data-folder FOLDER or leave it out",
     ),
+    *(
+        Effect(
+            option,
+            lambda c: not c.model.pretrained,
+            f"{flag_text(option)} is for a network that starts untrained; leave it out with --pretrained",
+        )
+        for option in ("zero_init", "dirac_init", "whiten")
+    ),
     Effect(
-        "zero_init",
-        lambda c: not c.model.pretrained,
-        "--zero-init is for a network that starts untrained; leave it out with --pretrained",
+        "whiten",
+        lambda c: c.arch == "airbench",
+        "--whiten is for airbench; {c.arch} has no such first convolution, so leave it out",
     ),
     Effect(
         "freeze",

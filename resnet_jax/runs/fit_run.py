@@ -81,7 +81,8 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         tqdm.write(f"{arch.name} on {hardware.describe(devices, dtype)}")
         report_unused(config, devices, steps=info.num_train // config.batch_size)
         model = build.make_model(config, arch, info, dtype)
-        loop = trainer.make_loop(model, dataset, pretrained if latest is None else None)
+        start = pretrained or build.whitened(config, trainer.preprocess, dataset.train) if latest is None else None
+        loop = trainer.make_loop(model, dataset, start)
         announce_start(config, place, latest, pretrained)
         recording = recorders(config, info, checkpoints, run_dir, growth)
         shown = [signals, *stopping, ProgressBar(), Forecast(), EpochLines()]

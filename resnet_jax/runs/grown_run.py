@@ -18,6 +18,7 @@ from tqdm import tqdm
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, arch_from_dict
 from resnet_jax.models.growth import check_place
+from resnet_jax.models.registry import check_blocks_of
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs import rundir
@@ -76,6 +77,7 @@ def grow_run(
             old, arch, info = from_dict(meta["config"]), arch_from_dict(meta["arch"]), info_of_meta(meta)
             history, sums, _ = progress_of(meta)
             dtype = meta["dtype"]
+        check_blocks_of(arch, f"grow {run_dir}")
         config = new_config(old, out, old.epochs if epochs is None else epochs, history, sums)
         like = shapes(config, arch, info, dtype)
         try:  # before anything large is read

@@ -15,8 +15,16 @@ FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "repor
 
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}
-OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "stochastic_depth"}
-OVERRIDABLE |= {"remat", "precision", "sync_batch_norm"}
+OVERRIDABLE |= {
+    "momentum",
+    "nesterov",
+    "weight_decay",
+    "flip",
+    "crop_padding",
+    "stochastic_depth",
+    "batch_norm_momentum",
+}
+OVERRIDABLE |= {"remat", "precision", "sync_batch_norm", "batch_norm_momentum"}
 HAVE_STATE = ("momentum", "weight_decay")  # 0 and other values give the optimizer's state another form
 
 

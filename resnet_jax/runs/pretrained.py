@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.interop import Weights, fold_stem
-from resnet_jax.models import ResNet
+from resnet_jax.models import Network
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.paths import check_readable
 from resnet_jax.runs.build import DataInfo
@@ -21,7 +21,7 @@ Flat = dict[tuple[str, ...], Any]
 HEAD = ("params", "head")
 
 
-def read_pretrained(config: Config, model: ResNet, info: DataInfo) -> dict[str, Any] | None:
+def read_pretrained(config: Config, model: Network, info: DataInfo) -> dict[str, Any] | None:
     """The variables of --pretrained: converted weights, a run's folder or a file. None without the flag.
 
     An RGB stem is folded for images of one channel. A head with another number of classes is left out, and the run
