@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from resnet_jax.reporting.tensorboard import TensorBoard
     from resnet_jax.runs import Config, Predictor, Trainer, fit, load, load_recipe
-    from resnet_jax.training.callbacks import EarlyStopping
+    from resnet_jax.training.callbacks import EarlyStopping, FlipAveraging
     from resnet_jax.training.optim import by_path
     from resnet_jax.training.state import TrainState, create_state
     from resnet_jax.training.step import train_step
@@ -46,7 +46,7 @@ NAMES = {
     **dict.fromkeys(("embed", "grad_cam", "insert_block", "widen", "layer_summary", "multiply_adds"), "models"),
     **dict.fromkeys(("Config", "Predictor", "Trainer", "fit", "load", "load_recipe"), "runs"),
     **dict.fromkeys(("TrainState", "create_state"), "training.state"),
-    "EarlyStopping": "training.callbacks",
+    **dict.fromkeys(("EarlyStopping", "FlipAveraging"), "training.callbacks"),
     "TensorBoard": "reporting.tensorboard",
     "by_path": "training.optim",
     "train_step": "training.step",
@@ -59,6 +59,7 @@ __all__ = [
     "Config",
     "Conv",
     "EarlyStopping",
+    "FlipAveraging",
     "PreActBlock",
     "Predictor",
     "ResNeXtBlock",

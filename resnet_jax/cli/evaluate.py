@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "runs/NAME",
     "runs/NAME --part train",
+    "runs/NAME --flip-averaging",
     "runs/NAME --data-folder pictures/ --json > figures.json",
 )
 
@@ -35,6 +36,9 @@ class Evaluate:
     background are inverted."""
     part: Literal["auto", "test", "validation", "train"] = "auto"
     """The part of the data. auto: test, or else validation; all pictures of a folder without parts."""
+    flip_averaging: bool = False
+    """Evaluate a second time, with the probabilities of each image and its mirror image averaged, and print these
+    figures beside the others."""
     json: bool = False
     """Print one JSON object."""
 
@@ -67,7 +71,7 @@ def run_evaluation(asked: Evaluate) -> tuple["Opened", "Evaluation"]:
         raise ConfigError(f"--part {part}: {asked.data_folder} has no {part} folder; leave --part out for all pictures")
     name = asked.data_folder or asked.dataset  # "": the run's own data
     part = "train" if whole else evaluation.pick_part(dataset, part, name or dataset.name)
-    found = evaluation.evaluate(opened, dataset, part, name)
+    found = evaluation.evaluate(opened, dataset, part, name, mirror=asked.flip_averaging)
     shown = "all pictures" if whole else part
     return opened, dataclasses.replace(found, part=shown, changes=changes.get(part, {}))
 
@@ -88,6 +92,7 @@ def as_dict(opened: "Opened", found: "Evaluation") -> dict[str, Any]:
         "changes": dict(found.changes),
         "class_names": list(opened.predictor.class_names),
         **found.figures.as_dict(),
+        **averaged_values(found),
         "confusions": [list(pair) for pair in confusions(found.figures)],
     }
 
@@ -102,6 +107,7 @@ def as_text(opened: "Opened", found: "Evaluation") -> str:
         f"{opened.path}: {opened.checkpoint[:1].lower()}{opened.checkpoint[1:-1]}",
         f"{found.part} of {found.name}: accuracy {held.accuracy:.4f} ({held.correct} of {held.count}), "
         f"loss {held.loss:.4f}, expected calibration error {held.ece:.4f}",
+        *averaged_line(found),
         *recorded_line(found),
         *changes_line(found),
         "",
@@ -114,6 +120,26 @@ def as_text(opened: "Opened", found: "Evaluation") -> str:
         lines += ["", "most frequent confusions (true class, predicted class, images, share of the true class)"]
         lines += [f"  {true} -> {predicted}: {count} ({100 * share:.1f} %)" for true, predicted, count, share in pairs]
     return "\n".join(lines)
+
+
+def averaged_values(found: "Evaluation") -> dict[str, Any]:
+    """The figures of flip averaging as plain values; {} without it."""
+    held = found.averaged
+    if held is None:
+        return {}
+    values = {"accuracy": held.accuracy, "correct": held.correct, "count": held.count, "loss": held.loss}
+    return {"flip_averaging": values | {"ece": held.ece}}
+
+
+def averaged_line(found: "Evaluation") -> list[str]:
+    """The figures of flip averaging."""
+    held = found.averaged
+    if held is None:
+        return []
+    return [
+        f"with flip averaging: accuracy {held.accuracy:.4f} ({held.correct} of {held.count}), loss {held.loss:.4f}, "
+        f"expected calibration error {held.ece:.4f}"
+    ]
 
 
 def recorded_line(found: "Evaluation") -> list[str]:

@@ -17,9 +17,9 @@ from resnet_jax.models import Arch, Network, create_model, get_arch
 from resnet_jax.models.airbench import WHITENED, WHITENING_IMAGES, whitening
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
-from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths
+from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths, resizings
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
-from resnet_jax.training.callbacks import EarlyStopping, Growth
+from resnet_jax.training.callbacks import EarlyStopping, FlipAveraging, Growth
 from resnet_jax.training.optim import sgd, warmed_up
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import everything_but_head
@@ -186,6 +186,7 @@ def make_trainer(config: Config, info: DataInfo, devices: list[Device], callback
         callbacks=callbacks,
         seed=config.seed,
         image_size=config.data.image_size,
+        sizes=resizings(config.data.sizes),
         normalize=info.mean_std if config.data.normalize else None,
         freeze=frozen,
         devices=devices,
@@ -212,6 +213,11 @@ def make_growth(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_n
         return make_model(config, arch, info, dtype, axis_name)
 
     return Growth(arch, growths(config.model.grow), grown)
+
+
+def averaging(config: Config) -> list[FlipAveraging]:
+    """The callback of --flip-averaging."""
+    return [FlipAveraging()] if config.run.flip_averaging else []
 
 
 def stopping(config: Config) -> list[EarlyStopping]:

@@ -9,6 +9,7 @@ from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import check_input_size, get_arch
 from resnet_jax.models.registry import check_blocks_of, check_momentum, check_options
 from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
+from resnet_jax.training.trainer import MOST_SIZES
 
 
 def check(config: Config) -> Config:
@@ -29,6 +30,7 @@ def check(config: Config) -> Config:
     _check_optim(config.optim, config.epochs)
     _check_model(config)
     _check_grow(config)
+    _check_sizes(config)
     own_size = config.data.image_size
     if own_size or not config.data.data_folder:  # the size of own pictures is known when they have been read
         size = (own_size, own_size) if own_size else DATASETS[config.data.dataset].image_shape[:2]
@@ -99,12 +101,41 @@ def check_classes(asked: int, classes: int, data: str) -> None:
 
 def growths(grow: str) -> list[tuple[int, int]]:
     """The epoch and the stage, both from 1, of each block that --grow adds; ConfigError for other text."""
-    if not grow.strip():
+    return _pairs(grow, f"--grow {grow!r} is not EPOCH:STAGE, or several separated by commas, such as 5:3,10:4")
+
+
+def resizings(sizes: str) -> list[tuple[int, int]]:
+    """The epoch, from 1, and the size in pixels of each change of --sizes; ConfigError for other text."""
+    return _pairs(sizes, f"--sizes {sizes!r} is not EPOCH:SIZE, or several separated by commas, such as 1:20,4:28")
+
+
+def _pairs(text: str, invalid: str) -> list[tuple[int, int]]:
+    """The numbers of text such as 5:3,10:4; ConfigError with the message `invalid` for other text."""
+    if not text.strip():
         return []
-    pairs = [re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", item) for item in grow.split(",")]
+    pairs = [re.fullmatch(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", item) for item in text.split(",")]
     if not all(pairs):
-        raise ConfigError(f"--grow {grow!r} is not EPOCH:STAGE, or several separated by commas, such as 5:3,10:4")
+        raise ConfigError(invalid)
     return [(int(pair[1]), int(pair[2])) for pair in pairs if pair]
+
+
+def _check_sizes(config: Config) -> None:
+    """Raise ConfigError for an epoch of --sizes that the run does not have, and for invalid sizes."""
+    pairs, flag = resizings(config.data.sizes), f"--sizes {config.data.sizes}"
+    for epoch, size in pairs:
+        if not 1 <= epoch <= config.epochs:
+            raise ConfigError(f"--sizes {epoch}:{size}: the size changes at epoch 1 to --epochs {config.epochs}")
+        if not 1 <= size <= MAX_SIDE:
+            raise ConfigError(f"--sizes {epoch}:{size}: use 1 to {MAX_SIDE} pixels")
+        try:
+            check_input_size(get_arch(config.arch), (size, size), config.stem_form)
+        except ConfigError as error:
+            raise ConfigError(f"--sizes {epoch}:{size}: {error}") from None
+    epochs = [epoch for epoch, _ in pairs]
+    if epochs != sorted(set(epochs)):
+        raise ConfigError(f"{flag}: the epochs are out of order; give each epoch once, and the earliest first")
+    if len({size for _, size in pairs}) > MOST_SIZES:
+        raise ConfigError(f"{flag}: a program is compiled for each size; give at most {MOST_SIZES} sizes")
 
 
 def _check_grow(config: Config) -> None:

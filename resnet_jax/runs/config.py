@@ -37,6 +37,9 @@ class DataConfig:
     """Folder with the official files of the data set, to read it from instead of prepared data or the download."""
     image_size: int = 0
     """Height and width in pixels that images are resized to, bilinearly. 0: keep their size."""
+    sizes: str = ""
+    """EPOCH:SIZE for each change of the size of training images. 1:20,4:28 trains at 20x20 pixels, and at 28x28 when
+    epoch 4 starts. Small images train faster. Evaluation keeps --image-size."""
     normalize: bool = False
     """Scale images to [0, 1], then subtract the training set's mean and divide by its standard deviation."""
     flip: bool = False
@@ -145,6 +148,9 @@ class RunConfig:
     """Compute batch statistics over all devices, not over the share of each device."""
     steps_per_dispatch: int = 0
     """Train steps in one call of the devices. 0: 1 on a CPU, 32 elsewhere."""
+    flip_averaging: bool = False
+    """Evaluate a second time, with the probabilities of each test image and its mirror image averaged. This accuracy is
+    reported beside the plain one. It chooses no checkpoint."""
     tensorboard: bool = False
     """Write curves, augmented images and the confusion matrix for TensorBoard into the folder tensorboard/ of the run.
     Needs the extra tensorboard."""

@@ -61,7 +61,7 @@ EFFECTS = (
             lambda c: not c.model.freeze,
             f"{flag_text(option)} has no effect in blocks that --freeze keeps; leave one of the two out",
         )
-        for option in ("stochastic_depth", "remat")
+        for option in ("stochastic_depth", "remat", "batch_norm_momentum")
     ),
     Effect("nesterov", lambda c: c.optim.momentum, "--nesterov needs a momentum; add --momentum 0.9"),
     *(

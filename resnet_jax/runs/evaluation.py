@@ -60,7 +60,8 @@ class Evaluation:
 
     name: of the data. probabilities: (N, classes) float32. recorded: the accuracy that the run itself measured there
     with the same weights; None if it measured none. changes: what was done to the pictures of a folder beside resizing
-    and cropping, in the words of `predict`, and to how many of them.
+    and cropping, in the words of `predict`, and to how many of them. averaged: the figures of the probabilities that
+    are averaged over each image and its mirror image; None without flip averaging.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Evaluation:
     figures: Figures
     recorded: float | None = None
     changes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    averaged: Figures | None = None
 
 
 class FolderData(NamedTuple):
@@ -180,9 +182,10 @@ def pick_part(dataset: ImageDataset, asked: str, name: str) -> str:
     return asked or found[0]
 
 
-def evaluate(opened: Opened, dataset: ImageDataset, part: str, name: str = "") -> Evaluation:
+def evaluate(opened: Opened, dataset: ImageDataset, part: str, name: str = "", *, mirror: bool = False) -> Evaluation:
     """The probabilities and figures of a part of a data set. name: of the data if it is not the run's own.
 
+    mirror: find the figures of flip averaging, too.
     The class names of the data must be among those of the network, in any order; otherwise DataError.
     """
     predictor, recorded = opened.predictor, None if name or part == "train" else opened.recorded(part)
@@ -191,7 +194,10 @@ def evaluate(opened: Opened, dataset: ImageDataset, part: str, name: str = "") -
     arrays = Arrays(images, numbers_of(dataset.class_names, predictor.class_names, name)[labels])
     with ops.cpu_kernels(kernels_of(opened.config)):
         found = probabilities(predictor, images, batch_size(opened.config))
-    return Evaluation(name, part, arrays, found, figures(found, arrays.labels, predictor.class_names), recorded)
+        other = probabilities(predictor, images[:, :, ::-1], batch_size(opened.config)) if mirror else None
+    held = figures(found, arrays.labels, predictor.class_names)
+    averaged = None if other is None else figures((found + other) / 2, arrays.labels, predictor.class_names)
+    return Evaluation(name, part, arrays, found, held, recorded, averaged=averaged)
 
 
 def numbers_of(names: tuple[str, ...], known: tuple[str, ...], data_name: str) -> np.ndarray:

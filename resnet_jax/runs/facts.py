@@ -40,6 +40,9 @@ def facts_of(found: Found) -> list[Fact]:
         held = found.evaluation.figures
         count = f"{held.correct:,} of {held.count:,} images"
         facts.append(Fact(f"{found.evaluation.part.capitalize()} accuracy", f"{100 * held.accuracy:.2f} %", count))
+        if flipped := found.evaluation.averaged:
+            note = f"{flipped.correct:,} of {flipped.count:,} images; probabilities of image and mirror image averaged"
+            facts.append(Fact("With flip averaging", f"{100 * flipped.accuracy:.2f} %", note))
         facts.append(Fact("Loss", f"{held.loss:.4f}", "mean cross-entropy in nats"))
         facts.append(Fact("Calibration error", f"{100 * held.ece:.2f} %", "ECE over 15 bins"))
     else:

@@ -18,6 +18,8 @@ from resnet_jax.reporting.page import Evaluated, Mistake, Picture, Report
 from resnet_jax.reporting.thumbnails import data_uri
 from resnet_jax.runs import build, repeat, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.runs.checks import resizings
+from resnet_jax.runs.config import DataConfig
 from resnet_jax.runs.evaluation import Evaluation, Opened, check_digest, evaluate, open_run, own_data, pick_part
 from resnet_jax.runs.facts import Found, about, facts_of, options_of, override_words
 from resnet_jax.runs.history import read_rows
@@ -115,7 +117,8 @@ def _evaluate(found: Found, own: Own | None, read: Read) -> None:
     part = pick_part(found.dataset, "", found.dataset.name)
     try:
         with enough_memory():
-            found.evaluation = evaluate(found.opened, found.dataset, part)
+            averaged = found.config is not None and found.config.run.flip_averaging
+            found.evaluation = evaluate(found.opened, found.dataset, part, mirror=averaged)
     except UserError as error:
         found.notes.append(f"There are no figures: the evaluation failed ({error}).")
 
@@ -171,7 +174,7 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
     if own and own.augment is not None:
         preprocess, seed, batch = own.augment, own.seed, own.batch_size
     elif found.config:
-        size = (found.config.data.image_size,) * 2 if found.config.data.image_size else None
+        size = first_size(found.config.data)
         preprocess = Preprocess(size, None, build.make_augment(found.config.data))  # pyright: ignore[reportArgumentType]
         seed, batch = found.config.seed, found.config.batch_size
     else:
@@ -184,6 +187,12 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
     return tuple(
         Picture(data_uri(picture), int(row), names[labels[row]]) for picture, row in zip(pictures, rows, strict=True)
     )
+
+
+def first_size(data: DataConfig) -> tuple[int, int] | None:
+    """The size of training images in the first epoch; None: as they are stored."""
+    size = dict(resizings(data.sizes)).get(1, data.image_size)
+    return (size, size) if size else None
 
 
 def layers_of(found: Found) -> tuple[tuple[str, str, int], ...]:

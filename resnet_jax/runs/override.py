@@ -4,27 +4,19 @@ import dataclasses
 from typing import Any
 
 from resnet_jax.errors import ConfigError
-from resnet_jax.runs.checks import growths
+from resnet_jax.runs.checks import growths, resizings
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.values import flag_text
 
 # the options that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
 FREE = {"epochs", "config", "data_dir", "source_dir", "run_dir", "resume", "checkpoint_minutes", "early_stopping"}
 FREE |= {"data_folder", "skip_unreadable", "override"}
-FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "report", "tensorboard"}
+FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "report", "tensorboard", "flip_averaging"}
 
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}
-OVERRIDABLE |= {
-    "momentum",
-    "nesterov",
-    "weight_decay",
-    "flip",
-    "crop_padding",
-    "stochastic_depth",
-    "batch_norm_momentum",
-}
-OVERRIDABLE |= {"remat", "precision", "sync_batch_norm", "batch_norm_momentum"}
+OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "stochastic_depth"}
+OVERRIDABLE |= {"remat", "precision", "sync_batch_norm", "batch_norm_momentum", "sizes"}
 HAVE_STATE = ("momentum", "weight_decay")  # 0 and other values give the optimizer's state another form
 
 
@@ -84,6 +76,8 @@ def _shown(value: Any) -> str:
 
 def _flat(config: Config) -> dict[str, Any]:
     values = dataclasses.asdict(config)
-    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))  # no spaces
+    # without spaces
+    values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))
+    values["data"]["sizes"] = ",".join(f"{epoch}:{size}" for epoch, size in resizings(config.data.sizes))
     parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}

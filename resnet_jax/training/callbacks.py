@@ -1,8 +1,9 @@
-"""Callbacks that need no files: early stopping, growth and stop signals. events.py has the protocol."""
+"""Callbacks that need no files: early stopping, flip averaging, growth and stop signals. events.py has the protocol."""
 
 import math
 import os
 import signal
+import time
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -14,7 +15,8 @@ from resnet_jax.data import ImageDataset
 from resnet_jax.errors import ConfigError, TrainingError
 from resnet_jax.models import Arch
 from resnet_jax.training.growth import grow_state
-from resnet_jax.training.loop import Loop
+from resnet_jax.training.loop import Loop, evaluate
+from resnet_jax.training.metrics import check_finite
 from resnet_jax.training.signals import can_handle
 
 
@@ -70,10 +72,41 @@ class EarlyStopping:
         return f"{self.monitor} has not improved for {self.patience} epochs"
 
 
+class FlipAveraging:
+    """Evaluate a second time, with the probabilities of each image and its mirror image averaged.
+
+    It evaluates the test part, or the validation part of data without one, after each epoch, and adds the keys
+    test_flip_loss and test_flip_accuracy (or validation_flip_...) to the row. Nothing else reads them: the best
+    checkpoint and early stopping still depend on the plain figures.
+    """
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """Check that there is a part to evaluate."""
+        self.check(loop.data)
+
+    def check(self, data: ImageDataset) -> None:
+        """Raise ConfigError for data without a part to evaluate."""
+        self._part(data)
+
+    def on_epoch_end(self, loop: Loop) -> None:
+        """Evaluate; the time counts as that of the evaluation."""
+        began, name = time.monotonic(), self._part(loop.data)
+        sums = evaluate(loop, name, mirror=True)
+        check_finite(sums, loop.step)
+        loop.row.update({f"{name}_flip_loss": sums.mean_loss, f"{name}_flip_accuracy": sums.accuracy})
+        loop.row["eval_seconds"] += time.monotonic() - began
+
+    def _part(self, data: ImageDataset) -> str:
+        for name in ("test", "validation"):
+            if getattr(data, name) is not None:
+                return name
+        raise ConfigError("flip averaging (--flip-averaging): the data has neither a test nor a validation part")
+
+
 def check_stopping(callbacks: Sequence[Any], data: ImageDataset) -> None:
-    """Raise ConfigError, before anything is written, for an EarlyStopping that the data cannot serve."""
+    """Raise ConfigError, before anything is written, for a callback that needs a part which the data does not have."""
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping):
+        if isinstance(callback, EarlyStopping | FlipAveraging):
             callback.check(data)
 
 

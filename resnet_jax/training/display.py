@@ -108,6 +108,8 @@ class EpochLines:
         for name in ("validation", "test"):
             if f"{name}_loss" in row:
                 parts.append(self._part(name, row, len(getattr(loop.data, name).labels)))
+            if f"{name}_flip_accuracy" in row:
+                parts.append(f"with flip averaging {row[f'{name}_flip_accuracy']:.4f}")
         seconds = duration(row["train_seconds"] + row["eval_seconds"])
         tqdm.write(
             f"epoch {row['epoch']}/{loop.epochs}: {', '.join(parts)}, "

@@ -11,7 +11,7 @@ from resnet_jax.training.events import notify, started
 from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.metrics import Row, Sums, check_finite
 from resnet_jax.training.parallel import Device, replicate, shard
-from resnet_jax.training.program import Program
+from resnet_jax.training.program import Program, Size
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Dataset, epoch_rows, eval_rows
 
@@ -25,6 +25,7 @@ class Loop:
     program: the model, its compiled steps and its initial state. data: the images on the host. epochs: to make in
     all. history: a row for each finished epoch. sums, seconds: the metrics and the duration so far of the epoch that
     has begun. position: its steps so far. stopping: why the fit is to end, or None. learning_rate: step -> rate.
+    sizes: (epoch, size) in the order of the epochs, from 1: the size of training images from that epoch on.
     """
 
     program: Program
@@ -34,6 +35,7 @@ class Loop:
     batch_size: int
     steps_per_call: int
     learning_rate: Any = None
+    sizes: tuple[tuple[int, Size], ...] = ()
     history: list[Row] = dataclasses.field(default_factory=list)
     sums: Sums = dataclasses.field(default_factory=Sums)
     seconds: float = 0.0
@@ -73,6 +75,12 @@ class Loop:
     def epoch(self) -> int:
         """The epoch in progress, from 1; in on_epoch_end the one that has ended."""
         return len(self.history) + (1 if self.position else 0)
+
+    @property
+    def train_size(self) -> Size | None:
+        """The size of the training images of the epoch in progress, or of the next one; None: that of evaluation."""
+        begun = [size for epoch, size in self.sizes if epoch <= len(self.history) + 1]
+        return begun[-1] if begun and begun[-1] != self.program.input_shape[:2] else None
 
     @property
     def row(self) -> Row:
@@ -121,7 +129,7 @@ def train_epoch(loop: Loop, callbacks: list[Any]) -> None:
     while loop.position < loop.steps and loop.stopping is None:
         first = loop.position
         num_steps = min(loop.steps_per_call, loop.steps - first)
-        state, metrics = loop.program.train_steps(num_steps)(loop.state, data, rows, np.int32(first))
+        state, metrics = loop.program.train_steps(num_steps, loop.train_size)(loop.state, data, rows, np.int32(first))
         loop._state = state
         loop.sums.push(metrics)
         loop.position = first + num_steps
@@ -158,15 +166,17 @@ def finish_epoch(loop: Loop) -> None:
     loop.sums, loop.seconds, loop.position = Sums(), 0.0, 0
 
 
-def evaluate(loop: Loop, name: str) -> Sums:
-    """The metrics of every image of a part, each counted once."""
-    return evaluated(loop.program, loop.state.variables, loop.part(name), loop.batch_size, loop.devices)
+def evaluate(loop: Loop, name: str, mirror: bool = False) -> Sums:
+    """The metrics of every image of a part, each counted once. mirror: average over each image and its mirror image."""
+    return evaluated(loop.program, loop.state.variables, loop.part(name), loop.batch_size, loop.devices, mirror)
 
 
-def evaluated(program: Program, variables: Any, data: Dataset, batch_size: int, devices: list[Device]) -> Sums:
+def evaluated(
+    program: Program, variables: Any, data: Dataset, batch_size: int, devices: list[Device], mirror: bool = False
+) -> Sums:
     """The metrics of every image of a data set on the devices, each counted once."""
-    sums = Sums()
+    sums, step = Sums(), program.mirror_step if mirror else program.eval_step
     for rows in eval_rows(len(data.labels), batch_size, len(devices)):
-        sums.push(program.eval_step(variables, data, shard(rows, devices)))
+        sums.push(step(variables, data, shard(rows, devices)))
     sums.settle()
     return sums

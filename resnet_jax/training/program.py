@@ -14,6 +14,8 @@ from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
 
+Size = tuple[int, int]  # height and width in pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -45,15 +47,27 @@ class Program:
             variables=self.variables,
         )
 
+    def train_steps(self, num_steps: int, size: Size | None = None) -> Callable[..., Any]:
+        """A call of the devices that makes that many updates. size: of the images; None is that of the evaluation."""
+        steps = self._of_size.get(size)
+        if steps is None:
+            preprocess = self.preprocess if size is None else dataclasses.replace(self.preprocess, image_size=size)
+            steps = self._of_size[size] = make_train_steps(preprocess, self.devices)
+        return steps(num_steps)
+
     @functools.cached_property
-    def train_steps(self) -> Callable[[int], Callable[..., Any]]:
-        """num_steps -> a call of the devices that makes that many updates."""
-        return make_train_steps(self.preprocess, self.devices)
+    def _of_size(self) -> dict[Size | None, Callable[[int], Callable[..., Any]]]:
+        return {}
 
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
         """A call of the devices that evaluates a batch."""
         return make_eval_step(self.model, self.loss, self.preprocess, self.devices)
+
+    @functools.cached_property
+    def mirror_step(self) -> Callable[..., Any]:
+        """As eval_step, with the probabilities of each image and its mirror image averaged."""
+        return make_eval_step(self.model, self.loss, self.preprocess, self.devices, mirror=True)
 
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""

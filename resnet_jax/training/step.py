@@ -175,11 +175,31 @@ def predict(model: nn.Module, variables: Any, images: jax.Array) -> Any:
     return model.apply(variables, images, train=False)
 
 
+def predict_with_mirror(model: nn.Module, variables: Any, preprocess: Preprocess, images: jax.Array) -> jax.Array:
+    """The logarithm of the probabilities, averaged over each image and its mirror image. -> (N, K) float32.
+
+    images: (N, H, W, C) as stored. Both are prepared in the same way, so that `evaluate` finds the same numbers.
+    """
+    pair = (predict(model, variables, preprocess.evaluate(x)) for x in (images, images[:, :, ::-1]))
+    return jnp.logaddexp(*map(jax.nn.log_softmax, pair)) - math.log(2)
+
+
 def eval_step(
-    model: nn.Module, loss: Loss, preprocess: Preprocess, variables: Any, data: Dataset, rows: jax.Array, group: Group
+    model: nn.Module,
+    loss: Loss,
+    preprocess: Preprocess,
+    mirror: bool,
+    variables: Any,
+    data: Dataset,
+    rows: jax.Array,
+    group: Group,
 ) -> Metrics:
-    """The metrics of this device's rows (B,); a row of -1 is padding and is not counted."""
-    logits, labels = predict(model, variables, preprocess.evaluate(data.images(rows))), data.labels[rows]
+    """The metrics of this device's rows (B,); a row of -1 is padding and is not counted. mirror: average over flips."""
+    images, labels = data.images(rows), data.labels[rows]
+    if mirror:
+        logits = predict_with_mirror(model, variables, preprocess, images)
+    else:
+        logits = predict(model, variables, preprocess.evaluate(images))
     real = rows >= 0
     losses = each_loss(loss, logits, labels)  # a mean would count the padding
     correct = (hits(logits, labels) & real).sum()
@@ -218,12 +238,12 @@ def make_train_steps(
 
 
 def make_eval_step(
-    model: nn.Module, loss: Loss, preprocess: Preprocess, devices: Sequence[Device]
+    model: nn.Module, loss: Loss, preprocess: Preprocess, devices: Sequence[Device], mirror: bool = False
 ) -> Callable[..., Metrics]:
     """A call of the devices: (variables, data, rows (devices, B / devices)) -> metrics."""
 
     def run(variables, data, rows):
-        return eval_step(model, loss, preprocess, variables, data, rows, group_of(rows))
+        return eval_step(model, loss, preprocess, mirror, variables, data, rows, group_of(rows))
 
     return on_devices(run, devices, in_axes=(None, None, 0))
 

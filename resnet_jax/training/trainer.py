@@ -8,10 +8,10 @@ import jax
 from flax import linen as nn
 from jax import numpy as jnp
 
-from resnet_jax.arguments import whole
+from resnet_jax.arguments import shown, whole
 from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, listed
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
@@ -21,10 +21,11 @@ from resnet_jax.training.memory import check_size
 from resnet_jax.training.metrics import Row, Sums
 from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
 from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_per_call, replicate
-from resnet_jax.training.program import Program
-from resnet_jax.training.state import TrainState, Variables
+from resnet_jax.training.program import Program, Size
+from resnet_jax.training.state import TrainState, Variables, initialise
 from resnet_jax.training.step import Dataset
 
+MOST_SIZES = 8  # of the training images in a fit
 CHAPTERS_SGD = sgd(0.01)  # the optimizer of the residual-networks chapter
 
 
@@ -59,10 +60,11 @@ class Trainer:
     (logits (N, K), labels (N,)) that returns (N,), or the mean (). augment: functions of (key, image), in order (see
     resnet_jax.augment). callbacks: objects with some of on_fit_start, on_step_end, on_epoch_end, on_fit_end (see
     resnet_jax.training.events).
-    image_size: what images are resized to, bilinearly; 0 keeps their size. normalize: (mean, deviation) of images in
-    [0, 1], each a number or one a channel, such as (data.mean, data.std). freeze: paths of parts that keep their
-    weights. devices: how many, 0 for all, or a list of them. sync_batch_norm: batch statistics over all devices, for
-    models with a field axis_name. steps_per_call: train steps in one call of the devices; 0 is 1 on a CPU, else 32.
+    image_size: what images are resized to, bilinearly; 0 keeps their size. sizes: (epoch, size) in order, epochs from
+    1: training images have this size from that epoch on; other images have image_size. normalize: (mean, deviation) of
+    images in [0, 1], each a number or one a channel, such as (data.mean, data.std). freeze: paths of parts that keep
+    their weights. devices: how many, 0 for all, or a list of them. sync_batch_norm: batch statistics over all devices,
+    for models with a field axis_name. steps_per_call: train steps in one call of the devices; 0 is 1 on a CPU, else 32.
     learning_rate: the schedule, if rows should have it. progress: print a bar, and a line for each epoch.
     """
 
@@ -74,6 +76,7 @@ class Trainer:
     callbacks: Sequence[Any] = ()
     seed: int = 0
     image_size: int | tuple[int, int] = 0
+    sizes: Sequence[tuple[int, int | tuple[int, int]]] = ()
     normalize: MeanStd | None = None
     freeze: Sequence[str] = ()
     devices: int | Sequence[Device] = 0
@@ -117,6 +120,8 @@ class Trainer:
             model = model.clone(axis_name=AXIS)
         program = self.make_program(model, data.image_shape, devices, variables)
         check_model(model, program.input_shape, data.num_classes)
+        sizes = checked_sizes(self.sizes)
+        check_sizes_of(model, program.input_shape, sizes)
         state = jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
         check_size(state.params, devices[0])
         return Loop(
@@ -127,6 +132,7 @@ class Trainer:
             batch_size=batch_size,
             steps_per_call=pick_steps_per_call(self.steps_per_call, devices[0]),
             learning_rate=self.learning_rate,
+            sizes=sizes,
         )
 
     def make_program(
@@ -209,6 +215,39 @@ def check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int
         )
     if "params" not in variables:
         raise ConfigError(f"model: {type(model).__name__} has no parameters to train")
+
+
+def checked_sizes(sizes: Any) -> tuple[tuple[int, Size], ...]:
+    """The sizes as ((epoch, (height, width)), ...); ConfigError for invalid ones, or for too many."""
+    try:
+        pairs = [(epoch, (size, size) if isinstance(size, int) else tuple(size)) for epoch, size in sizes]
+    except (TypeError, ValueError):
+        raise ConfigError(f"sizes {shown(sizes)}: give pairs (epoch, size), such as [(1, 20), (4, 28)]") from None
+    held = [
+        (whole("sizes: an epoch", epoch, 1), (whole("sizes: a height", height, 1), whole("sizes: a width", width, 1)))
+        for epoch, (height, width) in pairs
+    ]
+    epochs = [epoch for epoch, _ in held]
+    if epochs != sorted(set(epochs)):
+        raise ConfigError(f"sizes: the epochs {listed(map(str, epochs))} are out of order; give each once, in order")
+    if len({size for _, size in held}) > MOST_SIZES:
+        raise ConfigError(f"sizes: a program is compiled for each of them; give at most {MOST_SIZES}")
+    return tuple(held)
+
+
+def check_sizes_of(model: nn.Module, input_shape: tuple[int, ...], sizes: Sequence[tuple[int, Size]]) -> None:
+    """Raise ConfigError if the parameters of the model have other shapes for images of one of these sizes."""
+    if not sizes:
+        return
+    *_, channels = input_shape
+    wanted = jax.eval_shape(lambda: initialise(model, input_shape, 0))
+    for height, width in dict.fromkeys(size for _, size in sizes):
+        shape = (height, width, channels)
+        if jax.eval_shape(lambda shape=shape: initialise(model, shape, 0)) != wanted:
+            raise ConfigError(
+                f"sizes: {type(model).__name__} has other parameters for images of {height}x{width} pixels than for "
+                f"{input_shape[0]}x{input_shape[1]}; use a model with a global pool, or leave sizes out"
+            )
 
 
 def describe_shape(output: Any) -> str:

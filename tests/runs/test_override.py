@@ -23,6 +23,7 @@ CHANGES = {
     "dataset": "mnist",
     "validation": 0.5,
     "image_size": 16,
+    "sizes": "1:6,2:8",
     "normalize": False,
     "flip": False,
     "crop_padding": 2,
