@@ -1,5 +1,7 @@
 """airbench against a forward pass written here, its counts by hand, and whitening against its definition."""
 
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from resnet_jax.models import Airbench, features, whitening
 from resnet_jax.models.airbench import EPSILON
 
 WIDTH = 0.125  # 8, 32 and 32 channels
-X = seeded.normal("airbench x", (4, 12, 11, 1))
+X: Any = seeded.normal("airbench x", (4, 12, 11, 1))
 
 
 def counts(channels, classes):
@@ -78,7 +80,7 @@ def forward(variables, x, train):
 
 @pytest.mark.parametrize("train", [False, True])
 def test_forward_and_running_variance(train):
-    model = create_model("airbench", width=WIDTH, batch_norm_momentum=0.6)
+    model: Any = create_model("airbench", width=WIDTH, batch_norm_momentum=0.6)
     held = jax.tree.map(lambda leaf: leaf + 0.1, model.init(jax.random.key(0), X))
     logits, changed = model.apply(held, X, train=train, mutable=["batch_stats"])
     expected, var = forward(held, X, train)
@@ -89,8 +91,8 @@ def test_forward_and_running_variance(train):
 
 @pytest.mark.parametrize("norm", ["BatchNorm", "GroupNorm"])
 def test_no_norm_has_a_scale(norm):
-    options = {} if norm == "BatchNorm" else {"norm": nn.GroupNorm}
-    params = create_model("airbench", **options).init(jax.random.key(0), jnp.zeros((1, 9, 9, 1)))["params"]
+    model = create_model("airbench") if norm == "BatchNorm" else create_model("airbench", norm=nn.GroupNorm)
+    params = model.init(jax.random.key(0), jnp.zeros((1, 9, 9, 1)))["params"]
     assert set(params["stage1"]["bn1"]) == {"bias"}
 
 
@@ -99,12 +101,12 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     logits, held = model.init_with_output(jax.random.key(0), X)
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(held)} == {np.dtype(np.float32)}
-    exact = create_model("airbench", width=WIDTH).apply(held, X)
+    exact: Any = create_model("airbench", width=WIDTH).apply(held, X)
     np.testing.assert_allclose(logits, exact, atol=0.05 * np.abs(exact).max())
 
 
 def test_the_features_are_those_of_the_parts():
-    model = create_model("airbench", width=WIDTH)
+    model: Any = create_model("airbench", width=WIDTH)
     held = model.init(jax.random.key(0), X)
     found = features(model, held, X)
     assert list(found) == ["stem", "stage1", "stage2", "stage3", "pooled"]

@@ -30,7 +30,8 @@ def whole(data_dir, cache_dir, tmp_path_factory):
 
 def test_the_kernel_is_whitened_and_stays(whole):
     predictor = load(whole)
-    expected = whitening([predictor.preprocess.evaluate(make_splits().train.images)])["params"]["stem"]["conv"]
+    images = jax.device_put(make_splits().train.images)
+    expected = whitening([predictor.preprocess.evaluate(images)])["params"]["stem"]["conv"]
     stem = jax.device_get(predictor.variables["params"]["stem"]["conv"])
     np.testing.assert_allclose(stem["kernel"], expected["kernel"], rtol=1e-5, atol=1e-5)
     assert np.abs(stem["bias"]).max() > 1e-6  # the bias was trained
@@ -53,7 +54,7 @@ def test_the_run_is_weights_and_neither_grows_nor_converts(whole, tmp_path):
     with pytest.raises(ConfigError, match="airbench has no residual blocks"):
         grow_run(whole, tmp_path / "grown", 1)
     assert not (tmp_path / "grown").exists()
-    assert layer_summary(load(whole).model, (1, 10, 10, 1)).parameters == 8 + 32 + 9 * (64 + 64 + 256 + 3 * 1024) + 176
+    assert layer_summary(load(whole).model, (1, 10, 10, 1)).parameters == 40 + 9 * (64 + 64 + 256 + 3 * 1024) + 272
 
 
 @pytest.mark.parametrize("arch", ["airbench", "tiny"])
@@ -80,7 +81,10 @@ def test_the_momentum_changes_the_running_averages_alone(arch, data_dir, tmp_pat
         ({"arch": "airbench", "grow": "2:1"}, "--grow 2:1: airbench has no residual blocks"),
         ({"arch": "airbench", "image_size": 8}, "image size 8x8 is too small"),
         ({"arch": "tiny", "whiten": True}, "--whiten is for airbench; tiny has no such first convolution"),
-        ({"arch": "airbench", "whiten": True, "pretrained": "w"}, "--whiten is for a network that starts untrained"),
+        (
+            {"arch": "airbench", "whiten": True, "pretrained": "w", "image_size": 9},
+            "--whiten is for a network that starts untrained",
+        ),
         ({"dirac_init": True, "pretrained": "w"}, "--dirac-init is for a network that starts untrained"),
     ],
 )

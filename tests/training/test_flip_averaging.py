@@ -33,7 +33,8 @@ def fitted(*callbacks, data=DATA):
 
 def averaged(variables, part):
     """(mean loss, accuracy) in NumPy."""
-    pair = (Net().apply(variables, x / np.float32(255)) for x in (part.images, part.images[:, :, ::-1]))
+    model: Any = Net()
+    pair = (model.apply(variables, x / np.float32(255)) for x in (part.images, part.images[:, :, ::-1]))
     first, second = (np.asarray(jax.nn.softmax(logits), np.float64) for logits in pair)
     mean = (first + second) / 2
     return -np.log(mean[np.arange(len(mean)), part.labels]).mean(), (mean.argmax(1) == part.labels).mean()
