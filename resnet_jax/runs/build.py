@@ -18,7 +18,8 @@ from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
 from resnet_jax.training.callbacks import EarlyStopping, Growth
-from resnet_jax.training.optim import sgd, warmed_up
+from resnet_jax.training.losses import Loss, SmoothedCrossEntropy, cross_entropy
+from resnet_jax.training.optim import adamw, clipped, one_cycle, sgd, warmed_up, with_bias_factor
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import everything_but_head
 from resnet_jax.training.trainer import Trainer
@@ -147,7 +148,11 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
     """step -> learning rate, over epochs * steps_per_epoch steps."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = epochs * steps_per_epoch
-    if config.schedule == "cosine":
+    if config.schedule == "one_cycle":
+        return one_cycle(config.learning_rate, warmup or max(round(0.3 * total), 1), total)
+    if config.schedule == "linear":
+        main = optax.linear_schedule(config.learning_rate, 0.0, max(total - warmup, 1))
+    elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     elif config.schedule == "step":
         decays: dict[int, float] = {}
@@ -162,7 +167,18 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of a run."""
-    return sgd(schedule, config.momentum, config.nesterov, config.weight_decay)
+    if config.optimizer == "adamw":
+        optimizer = adamw(schedule, config.weight_decay)
+    else:
+        optimizer = sgd(schedule, config.momentum, config.nesterov, config.weight_decay)
+    if config.clip_norm:
+        optimizer = clipped(optimizer, config.clip_norm)
+    return optimizer if config.bias_lr_factor == 1 else with_bias_factor(optimizer, config.bias_lr_factor)
+
+
+def make_loss(config: OptimConfig) -> Loss:
+    """The loss of training."""
+    return SmoothedCrossEntropy(config.label_smoothing) if config.label_smoothing else cross_entropy
 
 
 def make_trainer(config: Config, info: DataInfo, devices: list[Device], callbacks: Sequence[Any] = ()) -> Trainer:
@@ -176,6 +192,7 @@ def make_trainer(config: Config, info: DataInfo, devices: list[Device], callback
         max_epochs=config.epochs,
         batch_size=config.batch_size,
         optimizer=make_optimizer(config.optim, schedule),
+        loss=make_loss(config.optim),
         augment=make_augment(config.data),
         callbacks=callbacks,
         seed=config.seed,

@@ -45,6 +45,8 @@ def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
     yield from (("train-images", data.train_images, 0), ("test-images", data.test_images, 0))
     yield from (("learning-rate", optim.learning_rate, 0.0), ("warmup-epochs", optim.warmup_epochs, 0.0))
     yield from (("momentum", optim.momentum, 0.0), ("weight-decay", optim.weight_decay, 0.0))
+    yield from (("clip-norm", optim.clip_norm, 0.0), ("bias-lr-factor", optim.bias_lr_factor, 0.0))
+    yield from (("label-smoothing", optim.label_smoothing, 0.0),)
     yield from (("validation", data.validation, 0), ("early-stopping", optim.early_stopping, 0))
     yield from (("devices", run.devices, 0), ("steps-per-dispatch", run.steps_per_dispatch, 0))
     yield from (("decay-factor", optim.decay_factor, 0.0), ("checkpoint-minutes", run.checkpoint_minutes, 0.0))
@@ -122,8 +124,9 @@ def _check_grow(config: Config) -> None:
 
 
 def _check_optim(optim: OptimConfig, epochs: int) -> None:
-    if optim.momentum >= 1:
-        raise ConfigError(f"--momentum {optim.momentum} must be below 1")
+    for flag, value in (("momentum", optim.momentum), ("label-smoothing", optim.label_smoothing)):
+        if value >= 1:
+            raise ConfigError(f"--{flag} {value} must be below 1")
     if len(set(optim.decay_epochs)) < len(optim.decay_epochs):
         raise ConfigError(f"--decay-epochs {' '.join(f'{e:g}' for e in optim.decay_epochs)}: give each epoch once")
     if optim.schedule == "step" and not optim.decay_epochs:

@@ -55,6 +55,19 @@ EFFECTS = (
         )
         for option in ("stochastic_depth", "remat")
     ),
+    *(
+        Effect(
+            option,
+            lambda c: c.optim.optimizer != "adamw",
+            f"{flag_text(option)} is not an option of --optimizer adamw; leave one of them out",
+        )
+        for option in ("momentum", "nesterov")
+    ),
+    Effect(
+        "bias_lr_factor",
+        lambda c: not c.model.freeze,
+        "--bias-lr-factor leaves out the head, and --freeze trains it alone; leave one of the two out",
+    ),
     Effect("nesterov", lambda c: c.optim.momentum, "--nesterov needs a momentum; add --momentum 0.9"),
     *(
         Effect(

@@ -20,6 +20,16 @@ def warmed_up(main: optax.Schedule, learning_rate: float, warmup: int) -> optax.
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), main], [warmup])
 
 
+def one_cycle(peak: float, rise: int, total: int) -> optax.Schedule:
+    """PyTorch's OneCycleLR (arXiv:1708.07120).
+
+    The rate is peak / 25 at step 0, peak at step `rise` and peak / 250000 at step `total`.
+    """
+    up = optax.cosine_decay_schedule(peak / 25, rise, alpha=25.0)  # to 25 times its start
+    down = optax.cosine_decay_schedule(peak, max(total - rise, 1), alpha=1 / 25e4)
+    return optax.join_schedules([up, down], [rise])
+
+
 def is_kernel(params: Any) -> Any:
     """A tree like params that is True at the kernels of convolutions and dense layers."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -31,6 +41,38 @@ def sgd(
     """PyTorch's SGD: weight decay, of kernels only, is added to the gradient before the momentum."""
     decay = [optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []
     return optax.chain(*decay, optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov))
+
+
+def adamw(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> Optimizer:
+    """optax.adamw (arXiv:1711.05101), with weight decay of kernels only."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_kernel)
+
+
+def clipped(optimizer: Optimizer, norm: float) -> Optimizer:
+    """The optimizer, after gradients with a larger global norm are scaled down to it. Its state has the same form."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        grads, _ = clip.update(grads, clip.init(grads))
+        return optimizer.update(grads, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def with_bias_factor(optimizer: Optimizer, factor: float) -> Optimizer:
+    """The optimizer with `factor` times the learning rate for biases, except that of the head.
+
+    It multiplies the updates, which are linear in the learning rate. Its state has the same form.
+    """
+
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
+        return update * factor if path[-1].key == "bias" and path[0].key != "head" else update
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(grads, state, params)
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:

@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.training.losses import Loss
+from resnet_jax.training.losses import Loss, in_evaluation
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
@@ -53,7 +53,7 @@ class Program:
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
         """A call of the devices that evaluates a batch."""
-        return make_eval_step(self.model, self.loss, self.preprocess, self.devices)
+        return make_eval_step(self.model, in_evaluation(self.loss), self.preprocess, self.devices)
 
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""
