@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from resnet_jax.reporting.tensorboard import TensorBoard
     from resnet_jax.runs import Config, Predictor, Trainer, fit, load, load_recipe
+    from resnet_jax.training.averaging import Ema, Lookahead
     from resnet_jax.training.callbacks import EarlyStopping
     from resnet_jax.training.optim import by_path
     from resnet_jax.training.state import TrainState, create_state
@@ -46,6 +47,7 @@ NAMES = {
     **dict.fromkeys(("embed", "grad_cam", "insert_block", "widen", "layer_summary", "multiply_adds"), "models"),
     **dict.fromkeys(("Config", "Predictor", "Trainer", "fit", "load", "load_recipe"), "runs"),
     **dict.fromkeys(("TrainState", "create_state"), "training.state"),
+    **dict.fromkeys(("Ema", "Lookahead"), "training.averaging"),
     "EarlyStopping": "training.callbacks",
     "TensorBoard": "reporting.tensorboard",
     "by_path": "training.optim",
@@ -59,6 +61,8 @@ __all__ = [
     "Config",
     "Conv",
     "EarlyStopping",
+    "Ema",
+    "Lookahead",
     "PreActBlock",
     "Predictor",
     "ResNeXtBlock",

@@ -12,8 +12,9 @@ from resnet_jax.runs.values import PathText, settle
 
 Stem = Literal["auto", "standard", "small"]
 MAX_SIDE = 4096  # pixels of an image
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "muon"]
 Schedule = Literal["constant", "step", "cosine", "linear", "one_cycle"]
+LookaheadSchedule = Literal["constant", "fading"]
 TO_THE_END = ("cosine", "linear", "one_cycle")  # the schedules that end at the last step of the run
 Precision = Literal["auto", "float32", "bfloat16"]
 CpuKernels = Literal["auto", "xla", "onednn", "plain"]
@@ -107,17 +108,33 @@ class OptimConfig:
     """Use Nesterov's momentum."""
     weight_decay: float = 0.0
     """Weight decay of kernels, not of biases or of the scales of batch norms. sgd adds it to the gradient (an L2
-    penalty); adamw subtracts learning rate x weight decay x kernel."""
+    penalty); adamw and muon subtract learning rate x weight decay x kernel."""
     early_stopping: int = 0
     """Stop when the validation loss has not improved for this many epochs. 0: never."""
     optimizer: Optimizer = "sgd"
-    """sgd, or adamw with optax's betas (0.9, 0.999)."""
+    """sgd; adamw, with betas 0.9 and 0.999; or muon for the kernels of convolutions with adamw for the rest, where a
+    momentum of 0.95 is usual."""
     bias_lr_factor: float = 1.0
     """Multiply the learning rate of biases by this, except that of the head."""
     clip_norm: float = 0.0
     """Scale a gradient whose norm over all parameters is larger than this down to it. 0: never."""
     label_smoothing: float = 0.0
     """Train towards 1 - this for the label plus this / classes for each class. Evaluation has the plain loss."""
+    sam: float = 0.0
+    """Sharpness-aware minimisation with this radius rho, such as 0.05, at twice the time of a step. 0: off."""
+    accumulate: int = 1
+    """Compute each batch in this many parts, one after the other, which needs less memory. Batch norm normalises each
+    part with its own statistics."""
+    ema: float = 0.0
+    """Evaluate and keep an exponential moving average of weights and batch statistics with this decay, such as 0.999.
+    0: none."""
+    lookahead: int = 0
+    """Lookahead: after every so many steps move slow weights towards the trained ones, and train on from the slow ones,
+    which are evaluated. 0: off."""
+    lookahead_alpha: float = 0.5
+    """The share of the way that --lookahead moves."""
+    lookahead_schedule: LookaheadSchedule = "constant"
+    """constant: --lookahead-alpha. fading: 1 - 0.95^k (step / steps)^3 for --lookahead k, as in cifar10-airbench."""
 
     def __post_init__(self) -> None:
         settle(self)

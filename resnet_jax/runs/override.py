@@ -16,7 +16,15 @@ FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "repor
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}
 OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "stochastic_depth"}
-OVERRIDABLE |= {"bias_lr_factor", "clip_norm", "label_smoothing"}
+OVERRIDABLE |= {
+    "sam",
+    "accumulate",
+    "bias_lr_factor",
+    "clip_norm",
+    "label_smoothing",
+    "lookahead_alpha",
+    "lookahead_schedule",
+}
 OVERRIDABLE |= {"remat", "precision", "sync_batch_norm"}
 HAVE_STATE = ("momentum", "weight_decay")  # of sgd: 0 and other values give the optimizer's state another form
 
@@ -24,9 +32,15 @@ HAVE_STATE = ("momentum", "weight_decay")  # of sgd: 0 and other values give the
 def differences(old: Config, new: Config) -> dict[str, list[Any]]:
     """The options that make another training of a run: name -> [old value, new value]."""
     before, after = _flat(old), _flat(new)
-    to_the_end = any(config.optim.schedule in TO_THE_END for config in (old, new))
-    names = [name for name in before if name not in FREE or (name == "epochs" and to_the_end)]
+    names = [name for name in before if name not in FREE or (name == "epochs" and (what_ends(old) or what_ends(new)))]
     return {name: [before[name], after[name]] for name in names if before[name] != after[name]}
+
+
+def what_ends(config: Config) -> str:
+    """What depends on the number of steps of a run of this config, because it ends at the last one; "" for nothing."""
+    if config.optim.schedule in TO_THE_END:
+        return f"{config.optim.schedule} schedule"
+    return "fading schedule of --lookahead" if config.optim.lookahead_schedule == "fading" else ""
 
 
 def check_same(run: str, old: Config, new: Config) -> None:
@@ -41,7 +55,7 @@ def check_same(run: str, old: Config, new: Config) -> None:
                 "start another run without --resume"
             )
         if not new.run.override:
-            why = f", where its {old.optim.schedule} schedule ends" if name == "epochs" else ""
+            why = f", where its {what_ends(old) or what_ends(new)} ends" if name == "epochs" else ""
             raise ConfigError(
                 f"--resume: {change}{why}; leave {flag} out, add --override to change it, or start another run "
                 "without --resume"

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
+from resnet_jax.training.averaging import Averaging
 from resnet_jax.training.losses import Loss, in_evaluation
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import TrainState, Variables, create_state
@@ -20,7 +21,7 @@ class Program:
     """model, optimizer, loss, preprocess, seed, devices: what the programs are compiled from.
 
     input_shape: (H, W, C) of the model's input. freeze: the paths of the parts that keep their weights. variables:
-    weights to start from, or None for the model's initialisation.
+    weights to start from, or None for the model's initialisation. averaging, sam, accumulate: see create_state.
     """
 
     model: nn.Module
@@ -32,6 +33,9 @@ class Program:
     input_shape: tuple[int, ...]
     freeze: tuple[str, ...] = ()
     variables: Variables | None = None
+    averaging: Averaging | None = None
+    sam: float = 0.0
+    accumulate: int = 1
 
     def initial_state(self) -> TrainState:
         """The state of step 0."""
@@ -43,6 +47,9 @@ class Program:
             loss=self.loss,
             freeze=self.freeze,
             variables=self.variables,
+            averaging=self.averaging,
+            sam=self.sam,
+            accumulate=self.accumulate,
         )
 
     @functools.cached_property

@@ -49,6 +49,12 @@ CHANGES = {
     "bias_lr_factor": 64.0,
     "clip_norm": 1.0,
     "label_smoothing": 0.1,
+    "sam": 0.05,
+    "accumulate": 2,
+    "ema": 0.9,
+    "lookahead": 5,
+    "lookahead_alpha": 0.25,
+    "lookahead_schedule": "fading",
     "precision": "bfloat16",
     "sync_batch_norm": False,
 }
@@ -92,6 +98,12 @@ def test_what_changes_the_form_of_the_optimizers_state_is_refused(name, override
 def test_the_state_of_adamw_has_one_form(data_dir):
     old = make_config(data_dir, "run", optimizer="adamw", momentum=0.0, nesterov=False)  # pyright: ignore[reportArgumentType]
     check_same("the run", old, made.change(old, override=True, weight_decay=0.0))
+
+
+def test_fading_lookahead_ends_with_the_run(data_dir):
+    old = make_config(data_dir, "run", lookahead=5, lookahead_schedule="fading")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="where its fading schedule of --lookahead ends"):
+        check_same("the run", old, made.change(old, epochs=3))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
