@@ -186,7 +186,7 @@ def accumulated(gradient: Callable[..., Any], parts: tuple[jax.Array, ...]) -> A
 
 def ascended(params: Any, grads: Any, rho: float) -> Any:
     """The params moved by rho along the gradient: where sharpness-aware minimisation takes its gradient."""
-    scale = rho / jnp.maximum(optax.global_norm(grads), 1e-12)
+    scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
     return jax.tree.map(lambda param, grad: param + scale * grad, params, grads)
 
 

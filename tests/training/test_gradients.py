@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from made import NETS, assert_trees_close, make_splits
 from quadratic import RATE, START, batches, gradient, half_square, new_state, trained
 
-from resnet_jax import create_state, train_step
+from resnet_jax import create_state, ops, train_step
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import create_model
 from resnet_jax.training.state import everything_but_head
@@ -126,7 +126,8 @@ def test_on_a_cpu_no_convolution_is_inside_a_loop():
 
     def convolutions(parts: int) -> int:
         state = create_state(create_model(NETS[0], 4), optax.sgd(RATE), (8, 8, 1), accumulate=parts)
-        text = jax.jit(train_step).lower(state, batch()).compile().as_text()
+        with ops.cpu_kernels("plain"):
+            text = jax.jit(train_step).lower(state, batch()).compile().as_text() or ""
         return text.count(" convolution(")
 
     assert convolutions(4) == 4 * convolutions(1) > 0
