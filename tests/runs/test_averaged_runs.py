@@ -16,9 +16,9 @@ from resnet_jax.models import create_model
 NO_MOMENTUM = {"momentum": 0.0, "nesterov": False}
 RUNS = {
     "ema": {"ema": 0.9, "label_smoothing": 0.1, "clip_norm": 0.5},
-    "lookahead": {"lookahead": 2, "lookahead_schedule": "fading", "bias_lr_factor": 64.0, "schedule": "linear"},
+    "lookahead": {"lookahead": 4, "lookahead_schedule": "fading", "bias_lr_factor": 64.0, "schedule": "linear"},
     "adamw": {"optimizer": "adamw", "accumulate": 2, "ema": 0.9, **NO_MOMENTUM},
-    "muon": {"optimizer": "muon", "sam": 0.05, "lookahead": 2, "schedule": "one_cycle"},
+    "muon": {"optimizer": "muon", "sam": 0.05, "lookahead": 5, "schedule": "one_cycle"},
 }
 
 
@@ -39,8 +39,8 @@ def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(name, data_dir, tmp
     averages = result.state.averages
     same(result.variables, averages)
     same(predictor.variables, result.variables)
-    kernels = (tree["params"]["head"]["kernel"] for tree in (averages, {"params": result.state.params}))
-    assert np.any(np.not_equal(*map(np.asarray, kernels))) or name == "muon"  # step 6 is one of its synchronisations
+    kernels = (np.asarray(tree["head"]["kernel"]) for tree in (averages["params"], result.state.params))
+    assert np.any(np.not_equal(*kernels))
     images, labels = make_splits().test
     accuracy = (predictor(images).argmax(1) == labels).mean()
     assert result.history[-1]["test_accuracy"] == pytest.approx(accuracy)
@@ -55,10 +55,9 @@ def test_the_loss_of_the_test_part_is_plain(data_dir, tmp_path):
     assert smooth["train_loss"] != plain["train_loss"]
 
 
-@pytest.mark.parametrize("name", ["ema", "muon"])
-def test_a_run_that_grows(name, data_dir, tmp_path):
-    """Averages and the optimizer's state get the new block too. Resumed after it, a run has the same bits."""
-    changes = RUNS[name] | {"grow": "2:2"}
+def test_a_run_that_grows(data_dir, tmp_path):
+    """The averages get the new block too. Resumed after it, a run has the same bits."""
+    changes = RUNS["ema"] | {"grow": "2:2"}
     result = fit(make_config(data_dir, tmp_path / "a", **changes))
     assert "block2" in result.variables["params"]["stage2"]
     assert "block2" in result.variables["batch_stats"]["stage2"]
