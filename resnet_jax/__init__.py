@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     )
     from resnet_jax.reporting.tensorboard import TensorBoard
     from resnet_jax.runs import Config, Predictor, Trainer, fit, load, load_recipe
+    from resnet_jax.training.averaging import Ema, Lookahead
     from resnet_jax.training.callbacks import EarlyStopping, FlipAveraging
     from resnet_jax.training.optim import by_path
     from resnet_jax.training.state import TrainState, create_state
@@ -47,6 +48,7 @@ NAMES = {
     **dict.fromkeys(("Config", "Predictor", "Trainer", "fit", "load", "load_recipe"), "runs"),
     **dict.fromkeys(("TrainState", "create_state"), "training.state"),
     **dict.fromkeys(("EarlyStopping", "FlipAveraging"), "training.callbacks"),
+    **dict.fromkeys(("Ema", "Lookahead"), "training.averaging"),
     "TensorBoard": "reporting.tensorboard",
     "by_path": "training.optim",
     "train_step": "training.step",
@@ -59,7 +61,9 @@ __all__ = [
     "Config",
     "Conv",
     "EarlyStopping",
+    "Ema",
     "FlipAveraging",
+    "Lookahead",
     "PreActBlock",
     "Predictor",
     "ResNeXtBlock",

@@ -29,8 +29,8 @@ class Grow:
     """The position of the first new block in the stage, from 1, or from 2 if the first block halves or projects.
     None: at the end."""
     epochs: OptionalInt = None
-    """Epochs of the new run in all, with those that are done. A cosine schedule is stretched to them, so a finished
-    cosine run needs more. None: those of the old run."""
+    """Epochs of the new run in all, with those that are done. A cosine, linear or one_cycle schedule is stretched to
+    them, so a finished run of one needs more. None: those of the old run."""
     json: bool = False
     """Print one JSON object: the new run, its network, step, epochs and learning rates."""
 

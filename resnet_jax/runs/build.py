@@ -19,8 +19,10 @@ from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
 from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths, resizings
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
+from resnet_jax.training.averaging import Averaging, Ema, Lookahead, fading_alpha
 from resnet_jax.training.callbacks import EarlyStopping, FlipAveraging, Growth
-from resnet_jax.training.optim import sgd, warmed_up
+from resnet_jax.training.losses import Loss, SmoothedCrossEntropy, cross_entropy
+from resnet_jax.training.optim import adamw, clipped, muon, one_cycle, sgd, warmed_up, with_bias_factor
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import everything_but_head
 from resnet_jax.training.trainer import Trainer
@@ -153,7 +155,11 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
     """step -> learning rate, over epochs * steps_per_epoch steps."""
     warmup = round(config.warmup_epochs * steps_per_epoch)
     total = epochs * steps_per_epoch
-    if config.schedule == "cosine":
+    if config.schedule == "one_cycle":
+        return one_cycle(config.learning_rate, warmup or max(round(0.3 * total), 1), total)
+    if config.schedule == "linear":
+        main = optax.linear_schedule(config.learning_rate, 0.0, max(total - warmup, 1))
+    elif config.schedule == "cosine":
         main = optax.cosine_decay_schedule(config.learning_rate, max(total - warmup, 1))
     elif config.schedule == "step":
         decays: dict[int, float] = {}
@@ -168,12 +174,34 @@ def make_schedule(config: OptimConfig, epochs: int, steps_per_epoch: int) -> opt
 
 def make_optimizer(config: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimizer of a run."""
-    return sgd(schedule, config.momentum, config.nesterov, config.weight_decay)
+    if config.optimizer == "adamw":
+        optimizer = adamw(schedule, config.weight_decay)
+    elif config.optimizer == "muon":
+        optimizer = muon(schedule, config.momentum, config.nesterov, config.weight_decay)
+    else:
+        optimizer = sgd(schedule, config.momentum, config.nesterov, config.weight_decay)
+    if config.clip_norm:
+        optimizer = clipped(optimizer, config.clip_norm)
+    return optimizer if config.bias_lr_factor == 1 else with_bias_factor(optimizer, config.bias_lr_factor)
+
+
+def make_averaging(config: OptimConfig, steps: int) -> Averaging | None:
+    """The averaging of a run of so many steps."""
+    if config.lookahead:
+        fading = config.lookahead_schedule == "fading"
+        return Lookahead(config.lookahead, fading_alpha(config.lookahead, steps) if fading else config.lookahead_alpha)
+    return Ema(config.ema) if config.ema else None
+
+
+def make_loss(config: OptimConfig) -> Loss:
+    """The loss of training."""
+    return SmoothedCrossEntropy(config.label_smoothing) if config.label_smoothing else cross_entropy
 
 
 def make_trainer(config: Config, info: DataInfo, devices: list[Device], callbacks: Sequence[Any] = ()) -> Trainer:
     """How a run trains."""
-    schedule = make_schedule(config.optim, config.epochs, info.num_train // config.batch_size)
+    steps = info.num_train // config.batch_size
+    schedule = make_schedule(config.optim, config.epochs, steps)
     frozen: tuple[str, ...] = (WHITENED,) if config.model.whiten else ()
     if config.model.freeze:
         model = make_model(config, get_arch(config.arch), info, "float32")
@@ -182,6 +210,10 @@ def make_trainer(config: Config, info: DataInfo, devices: list[Device], callback
         max_epochs=config.epochs,
         batch_size=config.batch_size,
         optimizer=make_optimizer(config.optim, schedule),
+        loss=make_loss(config.optim),
+        averaging=make_averaging(config.optim, config.epochs * steps),
+        sam=config.optim.sam,
+        accumulate=config.optim.accumulate,
         augment=make_augment(config.data),
         callbacks=callbacks,
         seed=config.seed,

@@ -185,13 +185,17 @@ class Checkpoints:
         return like.replace(step=np.int32(step), seed=np.uint32(seed), **items)
 
     def restore_variables(self, step: int, like: PyTree) -> dict[str, PyTree]:
-        """The variables of a checkpoint, as numpy arrays. like: their shapes and dtypes."""
-        names = (PARAMS, STATISTICS)
-        items = {name: tree for name, tree in like.items() if name in names}
-        items["others"] = {name: tree for name, tree in like.items() if name not in names}
+        """The variables of a checkpoint, as numpy arrays: the averaged ones if it has averages.
+
+        like: their shapes and dtypes.
+        """
+        own = {name: tree for name, tree in like.items() if name in (PARAMS, STATISTICS)}
+        others = {name: tree for name, tree in like.items() if name not in own}
+        averaged = "averages" in self.restore_meta(step)["digests"]
+        items = ({"averages": own} if averaged else own) | {"others": others}
         items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
         items = stored.read_items(self.path(step), items)
-        return like | items.pop("others", {}) | items
+        return like | items.pop("others", {}) | items.pop("averages", {}) | items
 
 
 def _options() -> ocp.CheckpointManagerOptions:
@@ -252,6 +256,6 @@ def _metric(metrics: dict[str, float]) -> float:
 
 
 def _items(state: TrainState) -> dict[str, PyTree]:
-    names = ("params", "batch_stats", "opt_state", "others")
+    names = ("params", "batch_stats", "opt_state", "others", "averages")
     items = {name: getattr(state, name) for name in names}
     return {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}  # Orbax saves no empty tree

@@ -9,6 +9,7 @@ from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import check_input_size, get_arch
 from resnet_jax.models.registry import check_blocks_of, check_momentum, check_options
 from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
+from resnet_jax.runs.values import flag_text
 from resnet_jax.training.trainer import MOST_SIZES
 
 
@@ -46,6 +47,10 @@ def _bounds(config: Config) -> Iterator[tuple[str, float, float]]:
     yield from (("train-images", data.train_images, 0), ("test-images", data.test_images, 0))
     yield from (("learning-rate", optim.learning_rate, 0.0), ("warmup-epochs", optim.warmup_epochs, 0.0))
     yield from (("momentum", optim.momentum, 0.0), ("weight-decay", optim.weight_decay, 0.0))
+    yield from (("clip-norm", optim.clip_norm, 0.0), ("bias-lr-factor", optim.bias_lr_factor, 0.0))
+    yield from (("label-smoothing", optim.label_smoothing, 0.0), ("ema", optim.ema, 0.0))
+    yield from (("sam", optim.sam, 0.0), ("accumulate", optim.accumulate, 1))
+    yield from (("lookahead", optim.lookahead, 0), ("lookahead-alpha", optim.lookahead_alpha, 0.0))
     yield from (("validation", data.validation, 0), ("early-stopping", optim.early_stopping, 0))
     yield from (("devices", run.devices, 0), ("steps-per-dispatch", run.steps_per_dispatch, 0))
     yield from (("decay-factor", optim.decay_factor, 0.0), ("checkpoint-minutes", run.checkpoint_minutes, 0.0))
@@ -88,6 +93,10 @@ def check_train_images(asked: int, left: int) -> None:
 def _check_model(config: Config) -> None:
     model = config.model
     check_options(get_arch(config.arch), model.width, model.stochastic_depth)
+    if model.freeze and config.optim.optimizer == "muon":
+        raise ConfigError(
+            "--optimizer muon is for kernels of convolutions, and --freeze trains the head alone; use --optimizer adamw"
+        )
     check_momentum(model.batch_norm_momentum)
     if not config.data.data_folder:
         check_classes(model.num_classes, DATASETS[config.data.dataset].num_classes, config.data.dataset)
@@ -155,8 +164,11 @@ def _check_grow(config: Config) -> None:
 
 
 def _check_optim(optim: OptimConfig, epochs: int) -> None:
-    if optim.momentum >= 1:
-        raise ConfigError(f"--momentum {optim.momentum} must be below 1")
+    for name in ("momentum", "label_smoothing", "ema"):
+        if (value := getattr(optim, name)) >= 1:
+            raise ConfigError(f"{flag_text(name)} {value} must be below 1")
+    if not 0 < optim.lookahead_alpha <= 1:
+        raise ConfigError(f"--lookahead-alpha {optim.lookahead_alpha} must be above 0 and at most 1")
     if len(set(optim.decay_epochs)) < len(optim.decay_epochs):
         raise ConfigError(f"--decay-epochs {' '.join(f'{e:g}' for e in optim.decay_epochs)}: give each epoch once")
     if optim.schedule == "step" and not optim.decay_epochs:

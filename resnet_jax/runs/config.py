@@ -12,7 +12,10 @@ from resnet_jax.runs.values import PathText, settle
 
 Stem = Literal["auto", "standard", "small"]
 MAX_SIDE = 4096  # pixels of an image
-Schedule = Literal["constant", "step", "cosine"]
+Optimizer = Literal["sgd", "adamw", "muon"]
+Schedule = Literal["constant", "step", "cosine", "linear", "one_cycle"]
+LookaheadSchedule = Literal["constant", "fading"]
+TO_THE_END = ("cosine", "linear", "one_cycle")  # the schedules that end at the last step of the run
 Precision = Literal["auto", "float32", "bfloat16"]
 CpuKernels = Literal["auto", "xla", "onednn", "plain"]
 
@@ -97,14 +100,16 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """Stochastic gradient descent and its schedule."""
+    """The optimizer, its schedule and the loss."""
 
     learning_rate: float = 0.01
     """The learning rate, or the peak of its schedule."""
     schedule: Schedule = "constant"
-    """constant; step (times --decay-factor at each of --decay-epochs); cosine (to 0 at the last step)."""
+    """constant; step (times --decay-factor at each of --decay-epochs); cosine or linear (to 0 at the last step);
+    one_cycle (PyTorch's OneCycleLR: from 1/25 up to the peak, then down to 1/250000, both along a cosine)."""
     warmup_epochs: float = 0.0
-    """Epochs in which the learning rate rises linearly from 0; for any schedule."""
+    """Epochs in which the learning rate rises linearly from 0; for any schedule. With one_cycle the epochs of its own
+    rise; 0 is 0.3 of the run there."""
     decay_epochs: tuple[float, ...] = ()
     """Epochs at which the step schedule decays."""
     decay_factor: float = 0.1
@@ -114,9 +119,34 @@ class OptimConfig:
     nesterov: bool = False
     """Use Nesterov's momentum."""
     weight_decay: float = 0.0
-    """L2 penalty on kernels, not on biases or on the scales of batch norms."""
+    """Weight decay of kernels, not of biases or of the scales of batch norms. sgd adds it to the gradient (an L2
+    penalty); adamw and muon subtract learning rate x weight decay x kernel."""
     early_stopping: int = 0
     """Stop when the validation loss has not improved for this many epochs. 0: never."""
+    optimizer: Optimizer = "sgd"
+    """sgd; adamw, with betas 0.9 and 0.999; or muon for the kernels of convolutions with adamw for the rest, where a
+    momentum of 0.95 is usual."""
+    bias_lr_factor: float = 1.0
+    """Multiply the learning rate of biases by this, except that of the head."""
+    clip_norm: float = 0.0
+    """Scale a gradient whose norm over all parameters is larger than this down to it. 0: never."""
+    label_smoothing: float = 0.0
+    """Train towards 1 - this for the label plus this / classes for each class. Evaluation has the plain loss."""
+    sam: float = 0.0
+    """Sharpness-aware minimisation with this radius rho, such as 0.05, at twice the time of a step. 0: off."""
+    accumulate: int = 1
+    """Compute each batch in this many parts, one after the other, which needs less memory. Batch norm normalises each
+    part with its own statistics."""
+    ema: float = 0.0
+    """Evaluate and keep an exponential moving average of weights and batch statistics with this decay, such as 0.999.
+    0: none."""
+    lookahead: int = 0
+    """Lookahead: after every so many steps move slow weights towards the trained ones, and train on from the slow ones,
+    which are evaluated. 0: off."""
+    lookahead_alpha: float = 0.5
+    """The share of the way that --lookahead moves."""
+    lookahead_schedule: LookaheadSchedule = "constant"
+    """constant: --lookahead-alpha. fading: 1 - 0.95^k (step / steps)^3 for --lookahead k, as in cifar10-airbench."""
 
     def __post_init__(self) -> None:
         settle(self)

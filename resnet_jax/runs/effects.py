@@ -63,6 +63,33 @@ EFFECTS = (
         )
         for option in ("stochastic_depth", "remat", "batch_norm_momentum")
     ),
+    *(
+        Effect(
+            option,
+            lambda c: c.optim.optimizer != "adamw",
+            f"{flag_text(option)} is not an option of --optimizer adamw; leave one of them out",
+        )
+        for option in ("momentum", "nesterov")
+    ),
+    Effect(
+        "bias_lr_factor",
+        lambda c: not c.model.freeze,
+        "--bias-lr-factor leaves out the head, and --freeze trains it alone; leave one of the two out",
+    ),
+    Effect(
+        "ema",
+        lambda c: not c.optim.lookahead,
+        "--ema and --lookahead: a run has one average of its weights; leave one of them out",
+    ),
+    *(
+        Effect(option, lambda c: c.optim.lookahead, f"{flag_text(option)} goes with --lookahead; add --lookahead 5")
+        for option in ("lookahead_alpha", "lookahead_schedule")
+    ),
+    Effect(
+        "lookahead_alpha",
+        lambda c: c.optim.lookahead_schedule == "constant",
+        "--lookahead-alpha goes with --lookahead-schedule constant; leave one of them out",
+    ),
     Effect("nesterov", lambda c: c.optim.momentum, "--nesterov needs a momentum; add --momentum 0.9"),
     *(
         Effect(

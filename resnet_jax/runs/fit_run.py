@@ -63,7 +63,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     dtype = hardware.pick_dtype(config.run.precision, devices[0])
     own = build.load_data(config) if config.data.data_folder else None
     info = build.info_of(config.data, own) if own else build.named_info(config.data)
-    check_batch(config.batch_size, info.num_train, len(devices))
+    check_batch(config.batch_size, info.num_train, len(devices), config.optim.accumulate)
     model = build.make_model(config, get_arch(config.arch), info, dtype)
     check_size(variable_shapes(model, info.image_shape[-1]), devices[0])  # also raises for options that do not fit
     pretrained = read_pretrained(config, model, info)

@@ -25,7 +25,7 @@ from resnet_jax.runs import rundir
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_schedule, make_trainer
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.checks import check
-from resnet_jax.runs.config import Config, from_dict
+from resnet_jax.runs.config import TO_THE_END, Config, from_dict
 from resnet_jax.runs.folders import readable
 from resnet_jax.runs.recording import check_epochs, progress_of
 from resnet_jax.runs.stored import understood
@@ -60,7 +60,8 @@ def grow_run(
     """Make the folder `out` from a run's latest checkpoint, with more blocks in a stage.
 
     --resume continues it: weights, optimizer state and rows are those of the old run. epochs: of the new run in all;
-    None keeps the old run's. A cosine schedule is stretched to them. The folder is written as a whole or not at all.
+    None keeps the old run's. A schedule that ends at the last step is stretched to them. The folder is written as a
+    whole or not at all.
     Raises ConfigError or CheckpointError for invalid arguments and folders.
     """
     out, run_dir = rundir.check_out(user_path(out, "--out")), user_path(run_dir, "RUN_DIR")
@@ -114,9 +115,11 @@ def new_config(old: Config, out: Path, epochs: int, history: list[Row], sums: Su
     check(config)
     if config.model.freeze:
         raise ConfigError("the run trains its head alone (--freeze), so a new block would never be trained")
-    if config.optim.schedule == "cosine" and len(history) == epochs:
+    schedule = config.optim.schedule
+    if schedule in TO_THE_END and len(history) == epochs:
         raise ConfigError(
-            f"the run has finished its {epochs} epochs, and its cosine schedule ends there at a learning rate of 0; "
+            f"the run has finished its {epochs} epochs, and its {schedule} schedule ends there at a learning rate of "
+            f"{'almost ' * (schedule == 'one_cycle')}0; "
             "add --epochs MORE, which stretches the schedule"
         )
     return config

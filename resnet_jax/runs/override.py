@@ -5,7 +5,7 @@ from typing import Any
 
 from resnet_jax.errors import ConfigError
 from resnet_jax.runs.checks import growths, resizings
-from resnet_jax.runs.config import PARTS, Config
+from resnet_jax.runs.config import PARTS, TO_THE_END, Config
 from resnet_jax.runs.values import flag_text
 
 # the options that may change when a run is resumed. The digest of the pictures protects those of a --data-folder
@@ -16,16 +16,31 @@ FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "repor
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}
 OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "stochastic_depth"}
+OVERRIDABLE |= {
+    "sam",
+    "accumulate",
+    "bias_lr_factor",
+    "clip_norm",
+    "label_smoothing",
+    "lookahead_alpha",
+    "lookahead_schedule",
+}
 OVERRIDABLE |= {"remat", "precision", "sync_batch_norm", "batch_norm_momentum", "sizes"}
-HAVE_STATE = ("momentum", "weight_decay")  # 0 and other values give the optimizer's state another form
+HAVE_STATE = ("momentum", "weight_decay")  # of sgd: 0 and other values give the optimizer's state another form
 
 
 def differences(old: Config, new: Config) -> dict[str, list[Any]]:
     """The options that make another training of a run: name -> [old value, new value]."""
     before, after = _flat(old), _flat(new)
-    cosine = "cosine" in (old.optim.schedule, new.optim.schedule)  # ends at the last epoch
-    names = [name for name in before if name not in FREE or (name == "epochs" and cosine)]
+    names = [name for name in before if name not in FREE or (name == "epochs" and (what_ends(old) or what_ends(new)))]
     return {name: [before[name], after[name]] for name in names if before[name] != after[name]}
+
+
+def what_ends(config: Config) -> str:
+    """What depends on the number of steps of a run of this config, because it ends at the last one; "" for nothing."""
+    if config.optim.schedule in TO_THE_END:
+        return f"{config.optim.schedule} schedule"
+    return "fading schedule of --lookahead" if config.optim.lookahead_schedule == "fading" else ""
 
 
 def check_same(run: str, old: Config, new: Config) -> None:
@@ -34,13 +49,13 @@ def check_same(run: str, old: Config, new: Config) -> None:
     for name, (before, after) in differences(old, new).items():
         flag = flag_text(name)
         change = f"{run} has {flag} {_shown(before)}, not {_shown(after)}"
-        if name in HAVE_STATE and bool(before) != bool(after):
+        if name in HAVE_STATE and old.optim.optimizer == "sgd" and bool(before) != bool(after):
             raise ConfigError(
                 f"--resume: {change}, and its optimizer's state has another form with {flag} 0; leave {flag} out, or "
                 "start another run without --resume"
             )
         if not new.run.override:
-            why = ", where its cosine schedule ends" if name == "epochs" else ""
+            why = f", where its {what_ends(old) or what_ends(new)} ends" if name == "epochs" else ""
             raise ConfigError(
                 f"--resume: {change}{why}; leave {flag} out, add --override to change it, or start another run "
                 "without --resume"

@@ -1,8 +1,9 @@
 """One checkpoint's folder: what it holds, and the proof that it is damaged.
 
-A checkpoint has the items params, batch_stats, opt_state and others, and meta, a JSON item. Orbax restores a flipped
-bit and casts a wrong dtype without an error. So meta holds the SHA-256 digest of every array, and its own. Arrays are
-read without a template and found by their digests: a checkpoint of another network is not mistaken for a damaged one.
+A checkpoint has the items params, batch_stats, opt_state, others and averages, and meta, a JSON item. Orbax restores
+a flipped bit and casts a wrong dtype without an error. So meta holds the SHA-256 digest of every array, and its own.
+Arrays are read without a template and found by their digests: a checkpoint of another network is not mistaken for a
+damaged one.
 """
 
 import collections

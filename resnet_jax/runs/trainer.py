@@ -86,6 +86,7 @@ class Trainer(core.Trainer):
         )
         held: Meta = {"image_size": list(self.preprocess.image_size or (0, 0)), "freeze": list(self.freeze)}
         held |= {"batch_size": self.batch_size, "seed": self.seed, "normalize": [_numbers(mean), _numbers(std)]}
+        held["averaging"] = type(self.averaging).__name__ if self.averaging else ""
         held = json.loads(json.dumps(held))  # as a checkpoint holds it
         info = dataclasses.replace(info, digest=data.digest)
         return {"trainer": held, "model": repr(type(loop.model)), "data": dataclasses.asdict(info)}

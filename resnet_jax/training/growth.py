@@ -22,21 +22,23 @@ def grow_state(
     """Insert blocks into a stage: the deeper network, and its state on the host with the grafted optimizer state.
 
     The blocks are drawn from the seed and the number of blocks before, so that a resumed run, and a run that the
-    command grows, get the same ones. step and the optimizer's counts are kept. state.model stays the old model: set the
-    new one with state.replace(model=...).
+    command grows, get the same ones. The averages get the same blocks. step and the optimizer's counts are kept.
+    state.model stays the old model: set the new one with state.replace(model=...).
     """
     held = jax.device_get(state)
     variables = {"params": held.params, "batch_stats": held.batch_stats}
     position = check_place(arch, variables, stage, position, blocks)
     key, before = jax.random.fold_in(jax.random.key(held.seed), GROWTH), sum(count for count, _ in arch.stages)
     keys = [jax.random.fold_in(key, before + i) for i in range(blocks)]
+    averages = held.averages and insert_blocks(arch, held.averages, stage, position, keys)[1]
     arch, variables = insert_blocks(arch, variables, stage, position, keys)
     params = variables["params"]
     names = [f"block{i}" for i in range(position, position + blocks)]
     inserted = {f"stage{stage}": {name: params[f"stage{stage}"][name] for name in names}}
     old = {moved(path, stage, position, blocks): leaf for path, leaf in by_name(held.opt_state).items()}
     opt_state = graft(held.optimizer, params, inserted, old)
-    return arch, held.replace(params=params, batch_stats=variables["batch_stats"], opt_state=opt_state)
+    statistics = variables["batch_stats"]
+    return arch, held.replace(params=params, batch_stats=statistics, opt_state=opt_state, averages=averages)
 
 
 def graft(optimizer: optax.GradientTransformation, params: PyTree, inserted: PyTree, old: Leaves) -> PyTree:

@@ -1,5 +1,6 @@
 """Losses: functions of (logits, labels) that return one number for each image, or their mean."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,31 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Each image's cross-entropy in nats. logits: (N, K); labels: (N,) integers -> (N,)."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class SmoothedCrossEntropy:
+    """Label smoothing (arXiv:1512.00567, section 7): the cross-entropy of smoothed targets.
+
+    The target of each class is smoothing / K; that of the label is larger by 1 - smoothing. This is the loss of
+    training. An evaluation computes the plain cross-entropy. ConfigError unless 0 <= smoothing < 1.
+    """
+
+    smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.smoothing < 1:
+            raise ConfigError(f"smoothing {self.smoothing} is out of range: it must be at least 0 and below 1")
+
+    def __call__(self, logits: jax.Array, labels: jax.Array) -> jax.Array:
+        """As cross_entropy."""
+        uniform = -jax.nn.log_softmax(logits).mean(-1)
+        return (1 - self.smoothing) * cross_entropy(logits, labels) + self.smoothing * uniform
+
+
+def in_evaluation(loss: Loss) -> Loss:
+    """The loss that an evaluation computes for this loss of training."""
+    return cross_entropy if isinstance(loss, SmoothedCrossEntropy) else loss
 
 
 def losses_of(loss: Loss, logits: jax.Array, labels: jax.Array) -> jax.Array:

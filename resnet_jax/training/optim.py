@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 from flax import traverse_util
 
 from resnet_jax.errors import ConfigError, listed
@@ -20,6 +21,16 @@ def warmed_up(main: optax.Schedule, learning_rate: float, warmup: int) -> optax.
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup), main], [warmup])
 
 
+def one_cycle(peak: float, rise: int, total: int) -> optax.Schedule:
+    """PyTorch's OneCycleLR (arXiv:1708.07120).
+
+    The rate is peak / 25 at step 0, peak at step `rise` and peak / 250000 at step `total`.
+    """
+    up = optax.cosine_decay_schedule(peak / 25, rise, alpha=25.0)  # to 25 times its start
+    down = optax.cosine_decay_schedule(peak, max(total - rise, 1), alpha=1 / 25e4)
+    return optax.join_schedules([up, down], [rise])
+
+
 def is_kernel(params: Any) -> Any:
     """A tree like params that is True at the kernels of convolutions and dense layers."""
     return jax.tree.map_with_path(lambda path, _: path[-1].key == "kernel", params)
@@ -31,6 +42,79 @@ def sgd(
     """PyTorch's SGD: weight decay, of kernels only, is added to the gradient before the momentum."""
     decay = [optax.add_decayed_weights(weight_decay, mask=is_kernel)] if weight_decay else []
     return optax.chain(*decay, optax.sgd(learning_rate, momentum=momentum or None, nesterov=nesterov))
+
+
+def adamw(learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0) -> Optimizer:
+    """optax.adamw (arXiv:1711.05101), with weight decay of kernels only."""
+    return optax.adamw(learning_rate, weight_decay=weight_decay, mask=is_kernel)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule, momentum: float = 0.95, nesterov: bool = True, weight_decay: float = 0.0
+) -> Optimizer:
+    """Muon for the kernels of convolutions, and AdamW for all other parameters, with one learning rate.
+
+    The momentum of a kernel (H, W, C, K) is orthogonalised as one matrix (H * W * C, K) by optax.contrib.muon. Its
+    update is scaled to a root mean square of about 0.2, as that of AdamW, so that both have the same learning rate
+    (arXiv:2502.16982, section 2.2). Weight decay is AdamW's, of kernels only.
+    """
+    decay = optax.add_decayed_weights(weight_decay)
+    kernels = optax.chain(orthogonalised(momentum, nesterov), decay, optax.scale_by_learning_rate(learning_rate))
+
+    def labels(params: Any) -> Any:
+        return jax.tree.map(
+            lambda kernel, leaf: "muon" if kernel and leaf.ndim == 4 else "adamw", is_kernel(params), params
+        )
+
+    return optax.multi_transform({"muon": kernels, "adamw": adamw(learning_rate, weight_decay)}, labels)
+
+
+def orthogonalised(momentum: float, nesterov: bool) -> Optimizer:
+    """The direction of muon for kernels of four axes, which optax before 0.2.6 takes as matrices only."""
+    inner = optax.contrib.muon(1.0, beta=momentum, nesterov=nesterov)
+
+    def matrices(kernels: Any) -> Any:
+        return jax.tree.map(lambda kernel: kernel.reshape(-1, kernel.shape[-1]), kernels)
+
+    def direction(update: jax.Array, kernel: jax.Array) -> jax.Array:
+        # optax's update of (rows, columns) is -sqrt(max(1, columns / rows)) times an orthogonal matrix
+        return (-0.2 * update.shape[0] ** 0.5 * update).reshape(kernel.shape)
+
+    def init(params: Any) -> Any:
+        return inner.init(matrices(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        found, state = inner.update(matrices(updates), state, matrices(params))
+        return jax.tree.map(direction, found, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def clipped(optimizer: Optimizer, norm: float) -> Optimizer:
+    """The optimizer, after gradients with a larger global norm are scaled down to it. Its state has the same form."""
+    clip = optax.clip_by_global_norm(norm)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, _ = clip.update(updates, clip.init(updates))
+        return optimizer.update(updates, state, params)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def with_bias_factor(optimizer: Optimizer, factor: float) -> Optimizer:
+    """The optimizer with `factor` times the learning rate for biases, except that of the head.
+
+    It multiplies the updates, which are linear in the learning rate. Its state has the same form.
+    """
+
+    def scaled(path: Any, update: jax.Array) -> jax.Array:
+        return update * factor if path[-1].key == "bias" and path[0].key != "head" else update
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = optimizer.update(updates, state, params)
+        return jax.tree.map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def by_path(optimizers: Mapping[str, Optimizer]) -> Optimizer:

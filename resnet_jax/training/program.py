@@ -9,7 +9,8 @@ import optax
 from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
-from resnet_jax.training.losses import Loss
+from resnet_jax.training.averaging import Averaging
+from resnet_jax.training.losses import Loss, in_evaluation
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
@@ -22,7 +23,7 @@ class Program:
     """model, optimizer, loss, preprocess, seed, devices: what the programs are compiled from.
 
     input_shape: (H, W, C) of the model's input. freeze: the paths of the parts that keep their weights. variables:
-    weights to start from, or None for the model's initialisation.
+    weights to start from, or None for the model's initialisation. averaging, sam, accumulate: see create_state.
     """
 
     model: nn.Module
@@ -34,6 +35,9 @@ class Program:
     input_shape: tuple[int, ...]
     freeze: tuple[str, ...] = ()
     variables: Variables | None = None
+    averaging: Averaging | None = None
+    sam: float = 0.0
+    accumulate: int = 1
 
     def initial_state(self) -> TrainState:
         """The state of step 0."""
@@ -45,6 +49,9 @@ class Program:
             loss=self.loss,
             freeze=self.freeze,
             variables=self.variables,
+            averaging=self.averaging,
+            sam=self.sam,
+            accumulate=self.accumulate,
         )
 
     def train_steps(self, num_steps: int, size: Size | None = None) -> Callable[..., Any]:
@@ -62,7 +69,7 @@ class Program:
     @functools.cached_property
     def eval_step(self) -> Callable[..., Any]:
         """A call of the devices that evaluates a batch."""
-        return make_eval_step(self.model, self.loss, self.preprocess, self.devices)
+        return make_eval_step(self.model, in_evaluation(self.loss), self.preprocess, self.devices)
 
     @functools.cached_property
     def mirror_step(self) -> Callable[..., Any]:

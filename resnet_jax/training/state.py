@@ -1,5 +1,6 @@
 """What training changes: one pytree, the same on every device, with no device axis."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,8 +10,10 @@ from flax import linen as nn
 from flax import struct, traverse_util
 from jax import numpy as jnp
 
+from resnet_jax.arguments import real, whole
 from resnet_jax.errors import ConfigError, listed, one_line
 from resnet_jax.ops.precision import without_x64
+from resnet_jax.training.averaging import Averaging, check_averaging
 from resnet_jax.training.losses import Loss, cross_entropy
 
 PyTree = Any
@@ -24,7 +27,9 @@ class TrainState(struct.PyTreeNode):
     step: () int32, updates made so far. params, batch_stats: the model's; batch_stats is {} for a model without them.
     opt_state: the optimizer's, of the trained params alone. others: the model's further collections, {} for most.
     seed: () uint32, from which each step draws its random numbers. The fields after it are constants of the program:
-    model, optimizer, loss, and frozen, the paths of the parts that keep their weights ("stem", "stage1/block1").
+    model, optimizer, loss, frozen, the paths of the parts that keep their weights ("stem", "stage1/block1"),
+    averaging, sam and accumulate (see create_state). With averaging, averages holds the averaged params and batch_stats
+    in a dict of these two names.
     """
 
     step: Any
@@ -37,11 +42,24 @@ class TrainState(struct.PyTreeNode):
     optimizer: optax.GradientTransformation = struct.field(pytree_node=False)
     loss: Loss = struct.field(pytree_node=False, default=cross_entropy)
     frozen: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    averages: PyTree = None
+    averaging: Averaging | None = struct.field(pytree_node=False, default=None)
+    sam: float = struct.field(pytree_node=False, default=0.0)
+    accumulate: int = struct.field(pytree_node=False, default=1)
 
     @property
     def variables(self) -> dict[str, PyTree]:
-        """What model.apply takes."""
-        return variables_of(self.params, self.batch_stats, self.others)
+        """What model.apply takes in an evaluation: the averaged weights and statistics if there are averages."""
+        held = self.averages or {PARAMS: self.params, STATISTICS: self.batch_stats}
+        return variables_of(held[PARAMS], held[STATISTICS], self.others)
+
+    def averaged(self) -> "TrainState":
+        """The state after its averages are updated by the step that was made."""
+        if self.averaging is None:
+            return self
+        weights = {PARAMS: self.params, STATISTICS: self.batch_stats}
+        averages, weights = self.averaging.update(self.step, self.averages, weights)
+        return self.replace(averages=averages, params=weights[PARAMS], batch_stats=weights[STATISTICS])
 
 
 def variables_of(params: PyTree, batch_stats: PyTree, others: PyTree) -> dict[str, PyTree]:
@@ -85,14 +103,23 @@ def create_state(
     loss: Loss = cross_entropy,
     freeze: Sequence[str] = (),
     variables: Variables | None = None,
+    averaging: Averaging | None = None,
+    sam: float = 0.0,
+    accumulate: int = 1,
 ) -> TrainState:
     """The state of step 0 for images of (H, W, C), a pure function of seed.
 
     variables: weights to start from; collections and top-level parts that they lack are initialised from seed.
     freeze: paths of parts that keep their weights, such as "stem" or "stage1/block1"; their batch norms run as in
-    evaluation. ConfigError for a path that names no part, or an optimizer that does not fit.
+    evaluation. averaging: resnet_jax.Ema or Lookahead, whose averages start at the initial weights. sam: the
+    radius rho of sharpness-aware minimisation (arXiv:2010.01412), 0 for none: the gradient is taken at the weights
+    moved by rho along the gradient of the batch. accumulate: parts of a batch that are computed one after the other.
+    ConfigError for a path that names no part, or an optimizer that does not fit.
     """
     check_seed(seed)
+    check_averaging(averaging)
+    check_sam(sam)
+    whole("accumulate", accumulate, 1)
     if freeze or variables:
         shapes = jax.eval_shape(lambda: initialise(model, image_shape, seed))
         check_frozen(freeze, shapes[PARAMS])
@@ -103,8 +130,22 @@ def create_state(
         new |= {name: {**new.get(name, {}), **tree} for name, tree in given.items()}
         params, statistics = new.pop(PARAMS), new.pop(STATISTICS, {})
         opt_state = start_optimizer(optimizer, trained(params, freeze))
+        averages = {PARAMS: params, STATISTICS: statistics} if averaging else None
         return TrainState(
-            jnp.int32(0), params, statistics, opt_state, new, jnp.uint32(seed), model, optimizer, loss, tuple(freeze)
+            step=jnp.int32(0),
+            params=params,
+            batch_stats=statistics,
+            opt_state=opt_state,
+            others=new,
+            seed=jnp.uint32(seed),
+            model=model,
+            optimizer=optimizer,
+            loss=loss,
+            frozen=tuple(freeze),
+            averages=averages,
+            averaging=averaging,
+            sam=sam,
+            accumulate=accumulate,
         )
 
     return jax.jit(init)(variables or {})
@@ -118,6 +159,12 @@ def start_optimizer(optimizer: optax.GradientTransformation, params: PyTree) -> 
         raise
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"optimizer: it does not fit the model's parameters ({one_line(error)})") from error
+
+
+def check_sam(sam: float) -> None:
+    """Raise ConfigError for a radius that is not finite or below 0."""
+    if not 0 <= real("sam", sam) < math.inf:
+        raise ConfigError(f"sam {sam} is out of range: it must be finite and at least 0")
 
 
 def check_seed(seed: int) -> None:

@@ -7,7 +7,7 @@ which take the batch from a data set that lives on the devices.
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -99,26 +99,10 @@ def images_and_labels(batch: Any) -> tuple[jax.Array, jax.Array]:
 
 def update(state: TrainState, images: jax.Array, labels: jax.Array, group: Group) -> tuple[TrainState, Metrics]:
     """One update from this device's share of the batch. images: (B, H, W, C) as the model takes them."""
-    batch = images.shape[0] * group.size
-    # dropout and stochastic depth draw other numbers on each device, for its own images
-    rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(step_key(state), batch), group.index)}
-
-    def loss(params):
-        variables = variables_of(merged(state.params, params), state.batch_stats, state.others)
-        logits, changed = apply_training(state, variables, images, rngs)
-        losses = losses_of(state.loss, logits, labels)
-        correct = hits(logits, labels).sum(dtype=jnp.float32)  # exact up to 2^24; one type for all that is summed
-        return losses.sum() / batch, (changed, losses.sum(), correct)
-
     params = trained(state.params, state.frozen)
-    grads, (changed, loss_sum, correct) = jax.grad(loss, has_aux=True)(group.vary(params))
-    # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. One
-    # all-reduce carries everything. Without the barrier XLA fuses each layer's update into the backward pass, which
-    # then waits for that layer's all-reduce (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts).
-    grads, loss_sum, correct = lax.optimization_barrier(group.reduce(lax.psum, (grads, loss_sum, correct)))
-    metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
-    if getattr(state.model, "axis_name", None) is None:  # statistics of each device's own images: keep their mean
-        changed = group.reduce(mean_over_devices, changed)
+    grads, changed, metrics = mean_gradient(state, params, images, labels, group)
+    if state.sam:  # the running statistics of the first pass are not used
+        grads, changed, _ = mean_gradient(state, ascended(params, grads, state.sam), images, labels, group)
     updates, opt_state = state.optimizer.update(grads, state.opt_state, params)
     state = state.replace(
         step=state.step + 1,
@@ -127,7 +111,83 @@ def update(state: TrainState, images: jax.Array, labels: jax.Array, group: Group
         opt_state=opt_state,
         others={**state.others, **changed},
     )
-    return state, metrics
+    return state.averaged(), metrics
+
+
+def mean_gradient(
+    state: TrainState, params: Any, images: jax.Array, labels: jax.Array, group: Group
+) -> tuple[Any, dict[str, Any], Metrics]:
+    """The gradient of the batch's mean loss at these params, the collections that change, and the metrics."""
+    batch = images.shape[0] * group.size
+    # dropout and stochastic depth draw other numbers on each device, for its own images
+    key = jax.random.fold_in(jax.random.fold_in(step_key(state), batch), group.index)
+
+    def gradient(params, images, labels, key, collections):
+        def loss(params):
+            variables = variables_of(merged(state.params, params), state.batch_stats, state.others) | collections
+            logits, changed = apply_training(state, variables, images, {"dropout": key})
+            losses = losses_of(state.loss, logits, labels)
+            correct = hits(logits, labels).sum(dtype=jnp.float32)  # exact up to 2^24; one type for all that is summed
+            return losses.sum() / batch, (changed, losses.sum(), correct)
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    params = group.vary(params)
+    if state.accumulate == 1:
+        grads, (changed, loss_sum, correct) = gradient(params, images, labels, key, {})
+    else:
+        parts = split_batch(state.accumulate, images, labels, key)
+        grads, (changed, loss_sum, correct) = accumulated(partial(gradient, params), parts)
+    # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. One
+    # all-reduce carries everything. Without the barrier XLA fuses each layer's update into the backward pass, which
+    # then waits for that layer's all-reduce (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts).
+    grads, loss_sum, correct = lax.optimization_barrier(group.reduce(lax.psum, (grads, loss_sum, correct)))
+    metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
+    if getattr(state.model, "axis_name", None) is None:  # statistics of each device's own images: keep their mean
+        changed = group.reduce(mean_over_devices, changed)
+    return grads, changed, metrics
+
+
+def split_batch(parts: int, images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
+    """Images, labels and random keys with a new first axis of so many parts. ConfigError for parts of other sizes."""
+    check_parts(parts, images.shape[0])
+    images, labels = (x.reshape(parts, -1, *x.shape[1:]) for x in (images, labels))
+    return images, labels, jax.random.split(key, parts)
+
+
+def check_parts(parts: int, images: int) -> None:
+    """Raise ConfigError if a device's images of a batch cannot be split into equal parts."""
+    if images % parts:
+        fitting = max(n for n in range(1, parts) if images % n == 0)
+        raise ConfigError(
+            f"accumulate (--accumulate) {parts}: a device has {images} images of a batch, which cannot be split into "
+            f"{parts} equal parts; use {fitting}, or another batch size"
+        )
+
+
+def accumulated(gradient: Callable[..., Any], parts: tuple[jax.Array, ...]) -> Any:
+    """The sums of gradients, losses and hits over the parts of a batch, computed one after the other.
+
+    Each part normalises with its own statistics and updates the running ones, as a step of its own would.
+    """
+
+    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, None]:
+        total, part = lax.optimization_barrier((total, part))  # the next part starts after this one: less memory
+        grads, (collections, *sums) = total
+        more, (collections, *more_sums) = gradient(*part, collections)
+        grads, sums = jax.tree.map(jnp.add, (grads, sums), (more, more_sums))
+        return (grads, (collections, *sums)), None
+
+    first = gradient(*(x[0] for x in parts), {})
+    rest = tuple(x[1:] for x in parts)
+    # XLA:CPU runs a convolution inside a loop many times slower. Elsewhere a loop compiles sooner.
+    return lax.scan(add, first, rest, unroll=jax.default_backend() == "cpu")[0]
+
+
+def ascended(params: Any, grads: Any, rho: float) -> Any:
+    """The params moved by rho along the gradient: where sharpness-aware minimisation takes its gradient."""
+    scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
+    return jax.tree.map(lambda param, grad: param + scale * grad, params, grads)
 
 
 def step_key(state: TrainState) -> jax.Array:

@@ -13,6 +13,7 @@ from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.ops.precision import without_x64
+from resnet_jax.training.averaging import Averaging
 from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
 from resnet_jax.training.loop import Loop, evaluated, run
@@ -23,7 +24,7 @@ from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
 from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_per_call, replicate
 from resnet_jax.training.program import Program, Size
 from resnet_jax.training.state import TrainState, Variables, initialise
-from resnet_jax.training.step import Dataset
+from resnet_jax.training.step import Dataset, check_parts
 
 MOST_SIZES = 8  # of the training images in a fit
 CHAPTERS_SGD = sgd(0.01)  # the optimizer of the residual-networks chapter
@@ -33,8 +34,9 @@ CHAPTERS_SGD = sgd(0.01)  # the optimizer of the residual-networks chapter
 class Result:
     """What a fit returns.
 
-    variables: the collections of the final network, on the devices. history: a row for each epoch. stopped: why a
-    callback ended the fit early, or None. state: the final TrainState, with which to go on.
+    variables: the collections of the final network, on the devices; the averaged ones with Trainer(averaging=...).
+    history: a row for each epoch. stopped: why a callback ended the fit early, or None. state: the final TrainState,
+    with which to go on.
     """
 
     variables: Mapping[str, Any]
@@ -65,6 +67,9 @@ class Trainer:
     images in [0, 1], each a number or one a channel, such as (data.mean, data.std). freeze: paths of parts that keep
     their weights. devices: how many, 0 for all, or a list of them. sync_batch_norm: batch statistics over all devices,
     for models with a field axis_name. steps_per_call: train steps in one call of the devices; 0 is 1 on a CPU, else 32.
+    averaging: resnet_jax.Ema or resnet_jax.Lookahead, whose average of the weights is evaluated and returned. sam: the
+    radius of sharpness-aware minimisation, 0 for none. accumulate: parts of a batch that are computed one after the
+    other, to save memory.
     learning_rate: the schedule, if rows should have it. progress: print a bar, and a line for each epoch.
     """
 
@@ -82,6 +87,9 @@ class Trainer:
     devices: int | Sequence[Device] = 0
     sync_batch_norm: bool = True
     steps_per_call: int = 0
+    averaging: Averaging | None = None
+    sam: float = 0.0
+    accumulate: int = 1
     learning_rate: Callable[[int], Any] | None = None
     progress: bool = True
 
@@ -115,7 +123,7 @@ class Trainer:
         check_data(data)
         epochs, batch_size = (whole(name, getattr(self, name), 1) for name in ("max_epochs", "batch_size"))
         devices = pick_devices(self.devices)
-        check_batch(batch_size, len(data.train.labels), len(devices))
+        check_batch(batch_size, len(data.train.labels), len(devices), whole("accumulate", self.accumulate, 1))
         if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
             model = model.clone(axis_name=AXIS)
         program = self.make_program(model, data.image_shape, devices, variables)
@@ -151,6 +159,9 @@ class Trainer:
             input_shape=(*(preprocess.image_size or (height, width)), channels),
             freeze=tuple(self.freeze),
             variables=variables,
+            averaging=self.averaging,
+            sam=self.sam,
+            accumulate=self.accumulate,
         )
 
     @property
@@ -178,8 +189,8 @@ def check_data(data: Any) -> None:
         )
 
 
-def check_batch(batch: int, images: int, num_devices: int) -> None:
-    """Raise ConfigError for a batch larger than the training set, or one that the devices cannot share equally."""
+def check_batch(batch: int, images: int, num_devices: int, parts: int = 1) -> None:
+    """Raise ConfigError for a batch larger than the training set, or one without equal shares and parts of shares."""
     if batch > images:
         raise ConfigError(
             f"batch_size (--batch-size) {batch} is more than the {images} training images; use at most {images}"
@@ -192,6 +203,7 @@ def check_batch(batch: int, images: int, num_devices: int) -> None:
             f"batch_size (--batch-size) {batch} cannot be split over {num_devices} devices; "
             f"use {nearest}, or devices (--devices) {fitting}"
         )
+    check_parts(parts, batch // num_devices)
 
 
 def check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int) -> None:

@@ -42,6 +42,7 @@ from resnet_jax.runs.override import check_same
 from resnet_jax.runs.rundir import read_config
 from resnet_jax.training import loop
 from resnet_jax.training.growth import grow_state
+from resnet_jax.training.optim import muon
 from resnet_jax.training.parallel import replicate, shard
 from resnet_jax.training.state import TrainState, create_state
 from resnet_jax.training.step import Dataset, make_train_steps
@@ -75,6 +76,7 @@ def optimizers():
     parts: dict[Any, Any] = {"kernel": optax.adam(1e-3), "other": optax.set_to_zero()}
     return {
         "sgd": make_optimizer(ours, make_schedule(ours, 3, STEPS)),
+        "muon": muon(optax.linear_schedule(0.1, 0.0, 9), weight_decay=1e-3),
         "adamw": optax.adamw(optax.linear_schedule(0.1, 0.0, 9)),
         "kernels": optax.multi_transform(parts, labels),
     }
@@ -108,7 +110,7 @@ def named(tree):
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): np.asarray(leaf) for path, leaf in parts}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "kernels"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "kernels"])
 def test_old_weights_keep_what_the_optimizer_knows(name):
     """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
     arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]

@@ -49,6 +49,16 @@ CHANGES = {
     "momentum": 0.5,
     "nesterov": False,
     "weight_decay": 0.1,
+    "optimizer": "adamw",
+    "bias_lr_factor": 64.0,
+    "clip_norm": 1.0,
+    "label_smoothing": 0.1,
+    "sam": 0.05,
+    "accumulate": 2,
+    "ema": 0.9,
+    "lookahead": 5,
+    "lookahead_alpha": 0.25,
+    "lookahead_schedule": "fading",
     "precision": "bfloat16",
     "sync_batch_norm": False,
 }
@@ -87,6 +97,24 @@ def test_what_changes_the_form_of_the_optimizers_state_is_refused(name, override
     for before, after in ((old, new), (new, made.change(old, override=override))):
         with pytest.raises(ConfigError, match=f"state has another form with --{name.replace('_', '-')} 0"):
             check_same("the run", before, after)
+
+
+def test_the_state_of_adamw_has_one_form(data_dir):
+    old = make_config(data_dir, "run", optimizer="adamw", momentum=0.0, nesterov=False)  # pyright: ignore[reportArgumentType]
+    check_same("the run", old, made.change(old, override=True, weight_decay=0.0))
+
+
+def test_fading_lookahead_ends_with_the_run(data_dir):
+    old = make_config(data_dir, "run", lookahead=5, lookahead_schedule="fading")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match="where its fading schedule of --lookahead ends"):
+        check_same("the run", old, made.change(old, epochs=3))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
+def test_other_schedules_that_end_with_the_run(schedule, data_dir):
+    old = make_config(data_dir, "run", schedule=schedule)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=f"where its {schedule} schedule ends"):
+        check_same("the run", old, made.change(old, epochs=3))
 
 
 def test_a_cosine_schedule_is_stretched_only_if_it_is_asked_for(data_dir):

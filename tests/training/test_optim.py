@@ -1,7 +1,10 @@
-"""Schedules against their formulas; the optimizer itself is held against SGD by hand in test_step.py."""
+"""Schedules and optimizers against their formulas; SGD by hand is in test_step.py."""
+
+from collections.abc import Iterable
 
 import jax
 import numpy as np
+import optax
 import pytest
 from jax import numpy as jnp
 from made import NETS
@@ -15,9 +18,9 @@ from resnet_jax.training.state import create_state
 EPOCHS, STEPS = 5, 8  # 40 steps
 
 
-def rates(config: OptimConfig) -> np.ndarray:
+def rates(config: OptimConfig, steps: Iterable[int] = range(EPOCHS * STEPS)) -> np.ndarray:
     schedule = make_schedule(config, EPOCHS, STEPS)
-    return np.array([schedule(step) for step in range(EPOCHS * STEPS)])
+    return np.array([schedule(step) for step in steps])
 
 
 def test_constant():
@@ -53,6 +56,28 @@ def test_steps(warmup):
     expected = 0.3 * 0.2**powers * (np.minimum(steps / 8, 1) if warmup else 1)
     config = OptimConfig(0.3, "step", warmup, decay_epochs=(2, 3.5), decay_factor=0.2)
     np.testing.assert_allclose(rates(config), expected, 1e-5, 1e-7)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 1.0])
+def test_linear_falls_to_zero_at_the_last_step(warmup):
+    steps, first = np.arange(40), int(warmup * STEPS)
+    expected = np.where(steps < first, 0.3 * steps / max(first, 1), 0.3 * (1 - (steps - first) / (40 - first)))
+    np.testing.assert_allclose(rates(OptimConfig(0.3, "linear", warmup)), expected, 1e-5, 1e-7)
+    assert rates(OptimConfig(0.3, "linear", warmup), [40]) == 0
+
+
+@pytest.mark.parametrize(("warmup", "top"), [(0.0, 12), (2.5, 20)])
+def test_one_cycle_at_its_landmarks(warmup, top):
+    """A 25th of the peak, the peak, the middle of each slope, and a 250000th: 12 of 40 steps rise, or 2.5 epochs."""
+    config = OptimConfig(0.3, "one_cycle", warmup)
+    landmarks = {0: 0.3 / 25, top // 2: 0.3 * (1 + 1 / 25) / 2, top: 0.3, (top + 40) // 2: 0.15, 40: 0.3 / 25e4}
+    np.testing.assert_allclose(rates(config, landmarks), list(landmarks.values()), 1e-5)
+    reference = optax.cosine_onecycle_schedule(40, 0.3, top / 40)
+    np.testing.assert_allclose(rates(config), np.array([reference(i) for i in range(40)]), 1e-4, 1e-6)
+
+
+def test_one_cycle_in_a_run_of_one_step():
+    assert np.isfinite(make_schedule(OptimConfig(0.3, "one_cycle"), 1, 1)(0))
 
 
 def small_params():
@@ -93,3 +118,82 @@ def test_the_first_state_is_a_function_of_the_seed():
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = first["head"]["kernel"]
     assert not np.array_equal(kernel, other["head"]["kernel"])
+
+
+def one_update(config: OptimConfig, grads):
+    """What the first update of a learning rate of 0.1 adds to params of 1, by name of the path."""
+    params = small_params()
+    optimizer = make_optimizer(config, lambda step: 0.1)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    return jax.tree.leaves_with_path(updates)
+
+
+def test_adamw_decays_kernels_by_the_rate_times_the_decay():
+    """The first step of Adam is the learning rate times the sign of the gradient, whatever its size."""
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 3.0), small_params())
+    for path, update in one_update(OptimConfig(0.1, optimizer="adamw", weight_decay=0.2), grads):
+        np.testing.assert_allclose(update, -0.12 if path[-1].key == "kernel" else -0.1, 1e-4)
+
+
+def test_muon_orthogonalises_kernels_of_convolutions():
+    """Against the singular vectors. Muon's five iterations bring singular values near 1, within 0.5 (its author's own
+    figure), so the update has a root mean square near 0.2, whatever the gradient's size and the kernel's shape."""
+    rng = np.random.default_rng(0)
+    grads = jax.tree.map(lambda leaf: 1e-3 * rng.normal(size=leaf.shape).astype(np.float32), small_params())
+    flat = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(grads)}
+    config = OptimConfig(0.1, optimizer="muon", momentum=0.95, nesterov=True)
+    shapes = set()
+    for path, update in one_update(config, grads):
+        if update.ndim != 4:  # the head, biases and scales: AdamW
+            np.testing.assert_allclose(np.abs(update), 0.1, 1e-2)
+            continue
+        rows, columns = np.prod(update.shape[:3]), update.shape[3]
+        shapes.add(rows > columns)
+        left, _, right = np.linalg.svd(flat[jax.tree_util.keystr(path)].reshape(rows, columns), full_matrices=False)
+        scaled = np.asarray(update).reshape(rows, columns) / (-0.1 * 0.2 * np.sqrt(max(rows, columns)))
+        values = np.diag(left.T @ scaled @ right.T)
+        assert np.all((values > 0.5) & (values < 1.5))
+        np.testing.assert_allclose(scaled, left @ np.diag(values) @ right, atol=1e-3)
+        assert 0.1 < np.sqrt(np.mean(np.square(update))) / 0.1 < 0.3
+    assert shapes == {True, False}  # kernels that are higher than wide, and the stem's
+
+
+def test_muon_decays_kernels_by_the_rate_times_the_decay():
+    """A gradient of 0 has the update 0."""
+    grads = jax.tree.map(jnp.zeros_like, small_params())
+    for path, update in one_update(OptimConfig(0.1, optimizer="muon", weight_decay=0.2), grads):
+        np.testing.assert_allclose(update, -0.02 if path[-1].key == "kernel" else 0, 1e-4)
+
+
+@pytest.mark.parametrize("norm", [0.5, 1e6])
+def test_clipping_is_of_the_norm_over_all_parameters(norm):
+    """And before the weight decay is added."""
+    grads = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 3.0), small_params())
+    held = 3 * np.sqrt(sum(leaf.size for leaf in jax.tree.leaves(grads)))
+    expected = 3 * min(norm / held, 1)
+    for path, update in one_update(OptimConfig(0.1, clip_norm=norm, weight_decay=0.2), grads):
+        np.testing.assert_allclose(update, -0.1 * (expected + (0.2 if path[-1].key == "kernel" else 0)), 1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
+def test_biases_have_a_learning_rate_of_their_own(optimizer):
+    """Of convolutions and batch norms, not of the head; kernels and scales keep theirs."""
+    grads = jax.tree.map(jnp.ones_like, small_params())
+    counts = {1: 0, 64: 0}
+    for path, update in one_update(OptimConfig(0.1, optimizer=optimizer, bias_lr_factor=64.0), grads):
+        if update.ndim == 4 and optimizer == "muon":
+            continue
+        factor = 64 if path[-1].key == "bias" and path[0].key != "head" else 1
+        counts[factor] += 1
+        np.testing.assert_allclose(update, -0.1 * factor, 1e-4)
+    assert min(counts.values()) > 3
+
+
+@pytest.mark.parametrize("changes", [{"clip_norm": 1.0}, {"bias_lr_factor": 2.0}])
+def test_the_form_of_the_state_is_the_same(changes):
+    """So that --override can change these options in a run."""
+    states = [
+        make_optimizer(OptimConfig(momentum=0.9, weight_decay=0.1, **more), lambda step: 0.1).init(small_params())
+        for more in ({}, changes)
+    ]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
