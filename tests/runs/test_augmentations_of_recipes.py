@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from made import change
+from made import STEPS, change, final, fit_stopped_at, make_config
 
-from resnet_jax import Config
+from resnet_jax import Config, fit
 from resnet_jax.data.augment import (
     AUGMENTATIONS,
     alternating_flip,
@@ -26,10 +26,13 @@ from resnet_jax.runs.augmentations import augmentations, options_of, words_of
 from resnet_jax.runs.build import make_augment
 from resnet_jax.runs.config import from_dict
 from resnet_jax.runs.flags import parse
+from resnet_jax.runs.gathered import gather
 from resnet_jax.runs.override import describe, differences
 
 WORDS = ("alternating_flip", "crop:padding=4,mode=reflect", "erasing:probability=0.25,fill=mean", "mixup")
 MADE = (alternating_flip, crop(4, "reflect"), erasing(0.25, fill="mean"), mixup())
+
+PLAIN = {"flip": False, "crop_padding": 0}
 
 
 def test_words_of_a_flag_and_of_a_recipe(tmp_path):
@@ -144,3 +147,48 @@ def test_help_and_documentation_name_all_of_them():
     for name, cell in rows.items():
         wanted = [f"`{option}={default}`".replace("=None", "") for option, default in defaults_of(name).items()]
         assert re.findall(r"`[^`]+`", cell) == wanted, name
+
+
+AUGMENT = ("crop:padding=1,mode=reflect", "alternating_flip", "erasing", "mixup:alpha=1", "cutmix:probability=0.5")
+
+
+@pytest.mark.parametrize("step", [1, STEPS, STEPS + 1])
+def test_a_run_that_is_resumed_is_augmented_as_the_undisturbed_one(step, data_dir, tmp_path):
+    """Bit for bit, inside an epoch and between two."""
+    whole, run = (make_config(data_dir, tmp_path / name, **PLAIN, augment=AUGMENT) for name in ("whole", "run"))
+    fit(whole)
+    assert fit_stopped_at(step, run) == step
+    fit(change(run, resume=True))
+    assert final(tmp_path / "run") == final(tmp_path / "whole")
+
+
+def test_a_run_is_resumed_on_another_number_of_devices(data_dir, tmp_path):
+    whole, run = (make_config(data_dir, tmp_path / name, **PLAIN, augment=AUGMENT) for name in ("whole", "run"))
+    result = fit(whole)
+    assert fit_stopped_at(1, run) == 1
+    other = fit(change(run, resume=True, devices=8))
+    for row, old in zip(other.history, result.history, strict=True):
+        assert row["train_loss"] == pytest.approx(old["train_loss"], rel=1e-3)
+
+
+def test_the_list_may_change_with_override_only(data_dir, tmp_path):
+    config = make_config(data_dir, tmp_path / "run", **PLAIN, augment=("erasing",), epochs=1)
+    fit(config)
+    more = change(config, resume=True, epochs=2, augment=("erasing", "cutout:size=3"))
+    message = "has --augment erasing, not erasing cutout:size=3; leave --augment out, add --override to change it"
+    with pytest.raises(ConfigError, match=message):
+        fit(more)
+    assert len(fit(change(more, override=True)).history) == 2
+
+
+def test_tensorboard_and_the_report_show_mixed_images(data_dir, tmp_path):
+    """The report names the classes of a mixture with their shares."""
+    config = make_config(data_dir, tmp_path / "run", **PLAIN, augment=("mixup:alpha=1",), epochs=1, tensorboard=True)
+    fit(config)
+    held, _ = gather(tmp_path / "run")
+    mixed = [picture.name for picture in held.augmented if "," in picture.name]
+    assert mixed
+    for name in mixed:
+        shares = dict(part.split("% ")[::-1] for part in name.split(", "))
+        assert set(shares) <= set("abcd")
+        assert 99 <= sum(map(int, shares.values())) <= 101

@@ -69,13 +69,12 @@ def coloured(image: jax.Array, strength: jax.Array) -> jax.Array:
 def sharpened(image: jax.Array, strength: jax.Array) -> jax.Array:
     """The differences from the smoothed image times 0.1 to 1.9. The outermost pixels stay as they are."""
     height, width, _ = image.shape
-    if min(height, width) < 3:
-        return image
-    rows = image[:-2] + image[1:-1] + image[2:]
-    box = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
-    inner = image[1:-1, 1:-1]
-    smooth = (box + 4 * inner) / 13  # the centre counts 5 times, each of its 8 neighbours once
-    return image.at[1:-1, 1:-1].set(scaled(inner, smooth, 0.9 * strength))
+    # a reduce_window, which XLA does not fuse: shifted images in one loop with warp's gather take twice the time
+    box = lax.reduce_window(image, 0.0, lax.add, (3, 3, 1), (1, 1, 1), "SAME")
+    smooth = (box + 4 * image) / 13  # the centre counts 5 times, each of its 8 neighbours once
+    rows, columns = jnp.arange(height)[:, None, None], jnp.arange(width)[None, :, None]
+    inner = (rows > 0) & (rows < height - 1) & (columns > 0) & (columns < width - 1)
+    return scaled(image, jnp.where(inner, smooth, image), 0.9 * strength)
 
 
 def posterized(image: jax.Array, strength: jax.Array) -> jax.Array:
