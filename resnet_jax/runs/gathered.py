@@ -187,8 +187,8 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
 def label_text(label: np.ndarray, names: Sequence[str]) -> str:
     """The name of a class, or of each class of a distribution (K,) with its share in percent, the largest first."""
     if not label.ndim:
-        return names[label]
-    classes = [k for k in np.argsort(-label, kind="stable") if label[k] > 0]
+        return names[int(label)]
+    classes = [int(k) for k in np.argsort(-label, kind="stable") if label[k] > 0]
     return names[classes[0]] if len(classes) == 1 else ", ".join(f"{label[k]:.0%} {names[k]}" for k in classes)
 
 

@@ -1,7 +1,6 @@
 """Augmentation in the step: the same on any number of devices, in scans, and by a loop of one's own."""
 
 import functools
-import itertools
 from typing import Any
 
 import jax
@@ -88,7 +87,7 @@ def test_the_loss_is_the_cross_entropy_of_distributions():
     """Of the first step, by hand: images and labels of training_batch, and the plain network."""
     _, (first, *_) = on_one_device()
     rows = epoch_rows(0, 0, len(TRAIN.labels), BATCH, 1)[0, 0]
-    data = Dataset.of(*map(jnp.asarray, TRAIN), CLASSES)
+    data = Dataset.of(jnp.asarray(TRAIN.images), jnp.asarray(TRAIN.labels), CLASSES)
     images, labels = training_batch(PREPROCESS, data, 0, 0, 0, jnp.asarray(rows), jnp.arange(BATCH))
     np.testing.assert_allclose(labels.sum(1), 1, atol=1e-6)
     state = start()
@@ -143,7 +142,7 @@ def test_the_preview_is_the_batch_of_the_step():
     """With and without other images of the data set, which it needs for mixing alone."""
     data = ImageDataset(TRAIN, class_names=tuple("abcd"))
     rows = epoch_rows(3, 1, len(TRAIN.labels), BATCH, 1)[0, 1]
-    held = Dataset.of(*map(jnp.asarray, TRAIN), CLASSES)
+    held = Dataset.of(jnp.asarray(TRAIN.images), jnp.asarray(TRAIN.labels), CLASSES)
     for augment in (ALL, MOVED):
         normal = Preprocess(None, (0.5, 0.25), augment)
         images, labels = preview(normal, data, rows[:5], seed=3, step=STEPS + 1, epoch=1)
@@ -208,13 +207,11 @@ def test_a_trainer_mixes_with_the_mean_of_a_loss():
         return optax.softmax_cross_entropy(logits, targets).mean()
 
     data = ImageDataset(TRAIN, TRAIN, class_names=tuple("abcd"))
-    histories = [
+    first, second = (
         resnet_jax.Trainer(
-            max_epochs=2, batch_size=BATCH, augment=[mixup(1.0)], loss=loss, devices=devices, progress=False
-        ).fit(create_model(NETS[0], CLASSES), data).history
-        for loss, devices in itertools.product((mean_loss, cross_entropy), (1, 2))
-    ]  # fmt: skip
-    for row, *others in zip(*histories, strict=True):
-        for other in others:
-            for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
-                assert other[name] == pytest.approx(row[name], rel=1e-3)
+            max_epochs=1, batch_size=BATCH, augment=[mixup(1.0)], loss=loss, devices=devices, progress=False
+        ).fit(create_model(NETS[0], CLASSES), data).history[0]
+        for loss, devices in ((mean_loss, 2), (cross_entropy, 1))
+    )  # fmt: skip
+    for name in ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy"):
+        assert first[name] == pytest.approx(second[name], rel=1e-3)
