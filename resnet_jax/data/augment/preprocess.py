@@ -107,7 +107,7 @@ def _augmented(function: Augmentation, keys: jax.Array, images: jax.Array, *more
     """Images after a function, which gets a key for every image. more: what it gets beside the image."""
     if not getattr(function, "moves_pixels", False):
         # Moves before it ran on the bytes: a quarter of the memory traffic. Without the barrier XLA:CPU converts the
-        # bytes again for each use of a pixel: rand_augment then takes 3.1 ms instead of 0.8 (benchmarks/augmentations.py)
+        # bytes again for each use of a pixel: rand_augment then takes 3.1 ms instead of 0.8
         images = lax.optimization_barrier(to_unit(images))
     new = jax.vmap(lambda key, image: function(key, image, *more))(keys, images)
     if new.shape != images.shape:
