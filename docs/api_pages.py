@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flax import linen as nn
 
 import resnet_jax
+from resnet_jax.data.augment import AUGMENTATIONS
 from resnet_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ TITLES = {
 # The modules that have more names, as programs write them: where each is, and its names. None: those of __all__.
 MODULES: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "resnet_jax.data": ("resnet_jax.data", None),
-    "resnet_jax.augment": ("resnet_jax.data.augment", ("flip", "crop")),
+    "resnet_jax.augment": ("resnet_jax.data.augment", (*AUGMENTATIONS, "apply")),
     "resnet_jax.models": ("resnet_jax.models", None),
     "resnet_jax.ops": ("resnet_jax.ops", None),
     "resnet_jax.interop": ("resnet_jax.interop", None),

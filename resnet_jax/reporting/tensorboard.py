@@ -1,15 +1,12 @@
 """TensorBoard: a callback that writes curves, augmented images and the confusion matrix of a fit."""
 
-import dataclasses
 import numbers
 import os
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from jax import lax
-from jax import numpy as jnp
 from tqdm import tqdm
 
 from resnet_jax.arguments import whole
@@ -20,8 +17,9 @@ from resnet_jax.reporting.figures import confusion_matrix
 from resnet_jax.training.loop import EVALUATED, Loop
 from resnet_jax.training.metrics import Row
 from resnet_jax.training.parallel import group_of, on_devices, shard
+from resnet_jax.training.preview import preview
 from resnet_jax.training.program import Program
-from resnet_jax.training.step import epoch_rows, eval_rows, image_keys, predict
+from resnet_jax.training.step import epoch_rows, eval_rows, predict
 
 COLUMNS = 8  # of the picture of augmented images
 NOT_CURVES = ("epoch", "step")
@@ -122,16 +120,11 @@ def make_predict(program: Program) -> Callable[..., Any]:
 
 def augmented(loop: Loop, count: int) -> np.ndarray:
     """The first images of the next step, as it augments them: (count or fewer, H, W, C) float32 in [0, 1]."""
-    program, (images, labels) = loop.program, loop.data.train
-    order = epoch_rows(program.seed, len(loop.history), len(labels), loop.batch_size, len(loop.devices))
+    program, epoch = loop.program, len(loop.history)
+    order = epoch_rows(program.seed, epoch, len(loop.data.train.labels), loop.batch_size, len(loop.devices))
     rows = order[:, loop.position].reshape(-1)[:count]
-    preprocess = dataclasses.replace(program.preprocess, mean_std=None)
-
-    @jax.jit
-    def make(images):
-        return preprocess.train(image_keys(program.seed, loop.step, jnp.arange(len(rows))), images)
-
-    return np.asarray(make(images[rows]))
+    images, _ = preview(program.preprocess, loop.data, rows, seed=program.seed, step=loop.step, epoch=epoch)
+    return images
 
 
 def grid(images: np.ndarray) -> np.ndarray:

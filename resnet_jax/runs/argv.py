@@ -11,7 +11,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from resnet_jax.arguments import shown
 from resnet_jax.errors import ConfigError
@@ -30,6 +30,7 @@ ALIASES |= {"gpus": "devices", "num_gpus": "devices", "dtype": "precision", "fp1
 ALIASES |= {"hflip": "flip", "scheduler": "schedule", "lr_scheduler": "schedule", "warmup": "warmup_epochs"}
 ALIASES |= {"img_size": "image_size", "size": "image_size", "weights": "pretrained", "checkpoint": "resume"}
 ALIASES |= {"auto_resume": "resume", "milestones": "decay_epochs", "gamma": "decay_factor", "output_file": "out"}
+ALIASES |= dict.fromkeys(("augmentation", "augmentations", "mixup", "cutmix", "cutout", "random_erasing"), "augment")
 
 DASHES = "-\u2013\u2014"  # editors turn two hyphens into an en dash or an em dash
 TRUTHS = {"true", "false", "yes", "no", "on", "off", "1", "0", "t", "f", "y", "n"}
@@ -91,7 +92,7 @@ class Flag:
         if self.place or self.switches:
             return 0 if self.kind is bool else "?", self.place or "".join(choices)
         if get_origin(self.kind) is tuple:
-            return "*", "FLOAT"
+            return "*", METAVARS[get_args(self.kind)[0]]
         return None, "{" + ",".join(choices) + "}" if choices else METAVARS[bare(self.kind)]
 
 

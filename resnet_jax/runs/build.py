@@ -11,12 +11,13 @@ from tqdm import tqdm
 
 from resnet_jax import data
 from resnet_jax.data import DATASETS, Arrays, ImageDataset
-from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, crop, flip, unchanged
+from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, check_augment, crop, flip, unchanged
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import Arch, Network, create_model, get_arch
 from resnet_jax.models.airbench import WHITENED, WHITENING_IMAGES, whitening
 from resnet_jax.models.layers import Dtype
 from resnet_jax.models.summary import variable_shapes
+from resnet_jax.runs.augmentations import augmentations
 from resnet_jax.runs.checks import check_classes, check_crop, check_train_images, growths, resizings
 from resnet_jax.runs.config import Config, DataConfig, OptimConfig, from_dict
 from resnet_jax.training.averaging import Averaging, Ema, Lookahead, fading_alpha
@@ -95,6 +96,7 @@ def load_data(config: Config) -> ImageDataset:
         )
         check_classes(config.model.num_classes, dataset.num_classes, held.data_folder)
         check_crop(held.crop_padding, dataset.image_shape[:2])
+        check_augment(augmentations(held.augment), dataset.image_shape[:2])
     else:
         dataset = data.load(
             held.dataset,
@@ -138,11 +140,11 @@ def make_model(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_na
 
 
 def make_augment(config: DataConfig) -> tuple[Augmentation, ...]:
-    """Flip, then crop. Each keeps its place, and so its keys, without the other one."""
-    mirror, shift = flip if config.flip else unchanged, crop(config.crop_padding)
-    if config.crop_padding:
-        return (mirror, shift)
-    return (mirror, unchanged) if config.flip else ()
+    """Flip, crop, and then the list. Flip and crop keep their places, and so their keys, without the other one."""
+    mirror = flip if config.flip else unchanged
+    shift = crop(config.crop_padding) if config.crop_padding else unchanged
+    first = (mirror, shift) if config.flip or config.crop_padding else ()
+    return (*first, *augmentations(config.augment))
 
 
 def make_preprocess(config: DataConfig, info: DataInfo) -> Preprocess:

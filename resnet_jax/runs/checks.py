@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 
 from resnet_jax.data import DATASETS
+from resnet_jax.data.augment import check_augment, name_of
 from resnet_jax.errors import ConfigError, unknown
 from resnet_jax.models import check_input_size, get_arch
 from resnet_jax.models.registry import check_blocks_of, check_momentum, check_options
+from resnet_jax.runs.augmentations import augmentations
 from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
 from resnet_jax.runs.values import flag_text
 from resnet_jax.training.trainer import MOST_SIZES
@@ -27,6 +29,7 @@ def check(config: Config) -> Config:
         raise ConfigError(f"--seed {config.seed} is out of range: it must be below 2**32")
     if config.data.image_size > MAX_SIDE:
         raise ConfigError(f"--image-size {config.data.image_size} must be at most {MAX_SIDE}")
+    _check_augment(config.data)
     _check_data(config.data)
     _check_optim(config.optim, config.epochs)
     _check_model(config)
@@ -66,6 +69,7 @@ def _check_data(data: DataConfig) -> None:
         return
     spec = DATASETS[data.dataset]
     check_crop(data.crop_padding, spec.image_shape[:2])
+    check_augment(augmentations(data.augment), spec.image_shape[:2])
     held_out = int(data.validation) if data.validation >= 1 else 0
     for flag, asked, held in (
         ("train-images", data.train_images, spec.num_train),
@@ -74,6 +78,21 @@ def _check_data(data: DataConfig) -> None:
         if asked > held:
             raise ConfigError(f"--{flag} {asked} is more than the {held} that {data.dataset} has; 0 means all")
     check_train_images(data.train_images, spec.num_train - held_out)
+
+
+def _check_augment(data: DataConfig) -> None:
+    """Raise ConfigError for an invalid list, or one that does again what --flip and --crop-padding do."""
+    names = [name_of(function) for function in augmentations(data.augment)]
+    mirrors = [name for name in names if name in ("flip", "alternating_flip")]
+    if len(mirrors) + data.flip > 1:
+        raise ConfigError(
+            f"--augment {' '.join(mirrors)}{' with --flip' if data.flip else ''}: images are mirrored more than once; "
+            "leave one of them out" + (" (--no-flip)" if data.flip else "")
+        )
+    if "crop" in names and data.crop_padding:
+        raise ConfigError(
+            f"--augment crop with --crop-padding {data.crop_padding}: images are cropped twice; leave one of them out"
+        )
 
 
 def check_crop(padding: int, size: Sequence[int]) -> None:

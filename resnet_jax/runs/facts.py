@@ -102,7 +102,7 @@ def options_of(config: Config | None) -> tuple[Option, ...]:
 def shown(value: Any) -> str:
     """The value of an option as text."""
     if isinstance(value, tuple):
-        return " ".join(map(number_text, value)) or "none"
+        return " ".join(map(shown, value)) or "none"
     if isinstance(value, float):
         return number_text(value)
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) or "empty"

@@ -1,11 +1,9 @@
 """What a report shows of a run, gathered from its folder and, where it can be read, its data."""
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import linen as nn
 
@@ -25,7 +23,8 @@ from resnet_jax.runs.facts import Found, about, facts_of, options_of, override_w
 from resnet_jax.runs.history import read_rows
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training.memory import enough_memory
-from resnet_jax.training.step import epoch_rows, image_keys
+from resnet_jax.training.preview import preview
+from resnet_jax.training.step import epoch_rows
 
 MISTAKES, AUGMENTED = 36, 10
 Read = Callable[[Opened], ImageDataset]
@@ -179,13 +178,12 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
         seed, batch = found.config.seed, found.config.batch_size
     else:
         return ()
-    images, labels = found.dataset.train
-    rows = epoch_rows(seed, 0, len(labels), batch, 1)[0, 0, :AUGMENTED]
-    keys = image_keys(seed, 0, jax.device_put(np.arange(len(rows))))
-    pictures = np.asarray(dataclasses.replace(preprocess, mean_std=None).train(keys, jax.device_put(images[rows])))
+    rows = epoch_rows(seed, 0, len(found.dataset.train.labels), batch, 1)[0, 0, :AUGMENTED]
+    pictures, labels = preview(preprocess, found.dataset, rows, seed=seed, step=0, epoch=0)
     names = found.dataset.class_names
     return tuple(
-        Picture(data_uri(picture), int(row), names[labels[row]]) for picture, row in zip(pictures, rows, strict=True)
+        Picture(data_uri(picture), int(row), label_text(label, names))
+        for picture, row, label in zip(pictures, rows, labels, strict=True)
     )
 
 
@@ -193,6 +191,14 @@ def first_size(data: DataConfig) -> tuple[int, int] | None:
     """The size of training images in the first epoch; None: as they are stored."""
     size = dict(resizings(data.sizes)).get(1, data.image_size)
     return (size, size) if size else None
+
+
+def label_text(label: np.ndarray, names: Sequence[str]) -> str:
+    """The name of a class, or of each class of a distribution (K,) with its share in percent, the largest first."""
+    if not label.ndim:
+        return names[int(label)]
+    classes = [int(k) for k in np.argsort(-label, kind="stable") if label[k] > 0]
+    return names[classes[0]] if len(classes) == 1 else ", ".join(f"{label[k]:.0%} {names[k]}" for k in classes)
 
 
 def layers_of(found: Found) -> tuple[tuple[str, str, int], ...]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from resnet_jax.errors import ConfigError
+from resnet_jax.runs.augmentations import augmentations, words_of
 from resnet_jax.runs.checks import growths, resizings
 from resnet_jax.runs.config import PARTS, TO_THE_END, Config
 from resnet_jax.runs.values import flag_text
@@ -15,7 +16,7 @@ FREE |= {"devices", "steps_per_dispatch", "compile_cache", "cpu_kernels", "repor
 
 # the options that --override may change: the weights and the optimizer's state keep their form
 OVERRIDABLE = {"learning_rate", "schedule", "warmup_epochs", "decay_epochs", "decay_factor", "epochs"}
-OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "stochastic_depth"}
+OVERRIDABLE |= {"momentum", "nesterov", "weight_decay", "flip", "crop_padding", "augment", "stochastic_depth"}
 OVERRIDABLE |= {
     "sam",
     "accumulate",
@@ -94,5 +95,6 @@ def _flat(config: Config) -> dict[str, Any]:
     # without spaces
     values["model"]["grow"] = ",".join(f"{epoch}:{stage}" for epoch, stage in growths(config.model.grow))
     values["data"]["sizes"] = ",".join(f"{epoch}:{size}" for epoch, size in resizings(config.data.sizes))
+    values["data"]["augment"] = tuple(map(words_of, augmentations(config.data.augment)))  # without defaults
     parts = [values.pop(name) for name in PARTS]
     return values | {key: value for part in parts for key, value in part.items()}

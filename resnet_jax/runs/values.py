@@ -61,8 +61,9 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
     if get_origin(bare(kind)) is tuple:
         item_kind = get_args(bare(kind))[0]
         if item_kind is not float:
-            return tuple(plain(name, item_kind, item, flag) for item in _items(flag, value))
-        return tuple(real(flag, item, "numbers, such as (5, 8)") for item in _items(flag, value))
+            return tuple(plain(name, item_kind, item, flag) for item in _items(flag, value, "a list of texts"))
+        wanted = "numbers, such as (5, 8)"
+        return tuple(real(flag, item, wanted) for item in _items(flag, value, wanted))
     if optional(kind):
         return None if value is None else whole(flag, value)
     return {bool: truth, int: whole, float: real, str: _text}[bare(kind)](flag, value)
@@ -74,9 +75,9 @@ def _text(flag: str, value: Any) -> str:
     return os.fsdecode(value)
 
 
-def _items(flag: str, value: Any) -> list[Any]:
+def _items(flag: str, value: Any, wanted: str) -> list[Any]:
     if isinstance(value, str | bytes | dict) or not isinstance(value, Iterable):
-        raise ConfigError(f"{flag} {shown(value)}: give numbers, such as (5, 8)")
+        raise ConfigError(f"{flag} {shown(value)}: give {wanted}")
     return list(value)
 
 

@@ -104,7 +104,7 @@ class Loop:
         """A part of the data on every device."""
         if name not in self._parts:
             arrays: Arrays = getattr(self.data, name)
-            self._parts[name] = replicate(Dataset.of(*arrays), self.devices)
+            self._parts[name] = replicate(Dataset.of(*arrays, self.data.num_classes), self.devices)
         return self._parts[name]
 
 

@@ -7,13 +7,15 @@ import jax
 import optax
 from jax import numpy as jnp
 
-from resnet_jax.errors import ConfigError
+from resnet_jax.errors import ConfigError, one_line
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Each image's cross-entropy in nats. logits: (N, K); labels: (N,) integers -> (N,)."""
+    """Each image's cross-entropy in nats. logits: (N, K); labels: (N,) integers, or (N, K) distributions -> (N,)."""
+    if labels.ndim == 2:
+        return optax.softmax_cross_entropy(logits, labels)
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
@@ -60,6 +62,21 @@ def each_loss(loss: Loss, logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, label: losses_of(loss, row[None], label[None])[0])(logits, labels)
 
 
+def check_distributions(loss: Loss, num_classes: int) -> None:
+    """Raise ConfigError for a loss that does not take label distributions (N, K), which mixup and cutmix make."""
+    logits = jax.ShapeDtypeStruct((num_classes + 1, num_classes), jnp.float32)
+    try:
+        jax.eval_shape(lambda logits, labels: losses_of(loss, logits, labels), logits, logits)
+    except Exception as error:
+        raise ConfigError(
+            "loss: mixup and cutmix make labels (N, K) of floats, one share for each class, which it does not take "
+            f"({one_line(error)})"
+        ) from error
+
+
 def hits(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether the largest logit is the label's. logits: (N, K); labels: (N,), or (N, K) distributions -> (N,) bool."""
+    """Whether the largest logit is the label's, or the class with the largest share of a distribution.
+
+    logits: (N, K); labels: (N,) integers, or (N, K) distributions -> (N,) bool.
+    """
     return logits.argmax(-1) == (labels.argmax(-1) if labels.ndim == 2 else labels)

@@ -18,7 +18,7 @@ from flax import struct
 from jax import lax
 from jax import numpy as jnp
 
-from resnet_jax.data.augment import Preprocess
+from resnet_jax.data.augment import Preprocess, Source
 from resnet_jax.errors import ConfigError
 from resnet_jax.training.losses import Loss, each_loss, hits, losses_of
 from resnet_jax.training.parallel import Device, Group, group_of, on_devices
@@ -28,22 +28,29 @@ from resnet_jax.training.state import STATISTICS, TrainState, is_frozen, merged,
 class Dataset(struct.PyTreeNode):
     """pixels: (N, H * W * C) uint8, or float32 in [0, 1]; labels: (N,) int32; image_shape: (H, W, C).
 
-    Every device holds all of it. An image is one row of numbers: the compiler for TPUs copies a data set of four axes
-    into another layout in every step (benchmarks/ahead_of_time.py counts the bytes).
+    num_classes: needed where labels become distributions. Every device holds all of it. An image is one row of numbers:
+    the compiler for TPUs copies a data set of four axes into another layout in every step (benchmarks/ahead_of_time.py
+    counts the bytes).
     """
 
     pixels: Any
     labels: Any
     image_shape: tuple[int, ...] = struct.field(pytree_node=False)
+    num_classes: int = struct.field(pytree_node=False, default=0)
 
     @classmethod
-    def of(cls, images: Any, labels: Any) -> "Dataset":
+    def of(cls, images: Any, labels: Any, num_classes: int = 0) -> "Dataset":
         """images: (N, H, W, C); labels: (N,)."""
-        return cls(images.reshape(len(images), math.prod(images.shape[1:])), labels, tuple(images.shape[1:]))
+        shape = tuple(images.shape[1:])
+        return cls(images.reshape(len(images), math.prod(shape)), labels, shape, num_classes)
 
     def images(self, rows: jax.Array) -> jax.Array:
         """rows (B,) -> (B, H, W, C)."""
         return self.pixels[rows].reshape(*rows.shape, *self.image_shape)
+
+    def lookup(self, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """rows (B,) -> images (B, H, W, C) and labels (B,)."""
+        return self.images(rows), self.labels[rows]
 
 
 class Metrics(struct.PyTreeNode):
@@ -201,6 +208,18 @@ def image_keys(seed: Any, step: Any, places: jax.Array) -> jax.Array:
     return jax.vmap(lambda place: jax.random.fold_in(first, place))(places)
 
 
+def training_batch(
+    preprocess: Preprocess, data: Dataset, seed: Any, step: Any, epoch: Any, rows: jax.Array, places: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The images and labels that a step takes from rows (B,) of the data, which have these places in its batch.
+
+    A function of these arguments: each place in the global batch has a key, and so augmentation depends neither on the
+    number of devices nor on where a run was resumed.
+    """
+    source = Source(data.lookup, len(data.labels), data.num_classes, seed, epoch)
+    return preprocess.batch(image_keys(seed, step, places), rows, source)
+
+
 def mean_over_devices(tree: Any, axes: Any) -> Any:
     """pmean of the floating leaves, pmax of the others, such as counters."""
     return jax.tree.map(lambda x: (lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax)(x, axes), tree)
@@ -276,20 +295,20 @@ def make_train_steps(
     indices into data; first: () int32, the first step to make.
     """
 
-    def step(state: TrainState, data: Dataset, rows: jax.Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, data: Dataset, rows: jax.Array, epoch: Any) -> tuple[TrainState, Metrics]:
         group = group_of(rows)
-        # each place in the global batch has a key, so that augmentation does not depend on the number of devices
         places = group.index * rows.shape[0] + jnp.arange(rows.shape[0])
-        keys = image_keys(state.seed, state.step, places)
-        return update(state, preprocess.train(keys, data.images(rows)), data.labels[rows], group)
+        images, labels = training_batch(preprocess, data, state.seed, state.step, epoch, rows, places)
+        return update(state, images, labels, group)
 
     @cache
     def train_steps(num_steps: int):
         def run(state, data, rows, first):
+            epoch = state.step // len(rows)
             if num_steps == 1:  # XLA:CPU runs a convolution inside a scan many times slower
-                return step(state, data, rows[first])
+                return step(state, data, rows[first], epoch)
             mine = lax.dynamic_slice_in_dim(rows, first, num_steps)
-            state, metrics = lax.scan(lambda state, rows: step(state, data, rows), state, mine)
+            state, metrics = lax.scan(lambda state, rows: step(state, data, rows, epoch), state, mine)
             return state, jax.tree.map(lambda sums: sums.sum(0), metrics)
 
         return on_devices(run, devices, in_axes=(None, None, 0, None), donate=(0,))

@@ -10,14 +10,14 @@ from jax import numpy as jnp
 
 from resnet_jax.arguments import shown, whole
 from resnet_jax.data import Arrays, ImageDataset
-from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess
+from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, check_augment
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.training.averaging import Averaging
 from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
 from resnet_jax.training.loop import Loop, evaluated, run
-from resnet_jax.training.losses import Loss, cross_entropy
+from resnet_jax.training.losses import Loss, check_distributions, cross_entropy
 from resnet_jax.training.memory import check_size
 from resnet_jax.training.metrics import Row, Sums
 from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
@@ -59,9 +59,9 @@ class Trainer:
     max_epochs, batch_size: passes over the training images, and images of a step over all devices. Images that do not
     fill a batch are left out of an epoch, other ones in each.
     optimizer: any optax one, or a mapping from paths of parts to optimizers (see by_path). loss: a function of
-    (logits (N, K), labels (N,)) that returns (N,), or the mean (). augment: functions of (key, image), in order (see
-    resnet_jax.augment). callbacks: objects with some of on_fit_start, on_step_end, on_epoch_end, on_fit_end (see
-    resnet_jax.training.events).
+    (logits (N, K), labels (N,)) that returns (N,), or the mean (); with mixup or cutmix the labels of training images
+    are distributions (N, K). augment: functions of (key, image), in order (see resnet_jax.augment). callbacks: objects
+    with some of on_fit_start, on_step_end, on_epoch_end, on_fit_end (see resnet_jax.training.events).
     image_size: what images are resized to, bilinearly; 0 keeps their size. sizes: (epoch, size) in order, epochs from
     1: training images have this size from that epoch on; other images have image_size. normalize: (mean, deviation) of
     images in [0, 1], each a number or one a channel, such as (data.mean, data.std). freeze: paths of parts that keep
@@ -124,12 +124,15 @@ class Trainer:
         epochs, batch_size = (whole(name, getattr(self, name), 1) for name in ("max_epochs", "batch_size"))
         devices = pick_devices(self.devices)
         check_batch(batch_size, len(data.train.labels), len(devices), whole("accumulate", self.accumulate, 1))
+        check_augment(self.augment, data.image_shape[:2])
         if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
             model = model.clone(axis_name=AXIS)
         program = self.make_program(model, data.image_shape, devices, variables)
         check_model(model, program.input_shape, data.num_classes)
         sizes = checked_sizes(self.sizes)
         check_sizes_of(model, program.input_shape, sizes)
+        if program.preprocess.mixes:
+            check_distributions(self.loss, data.num_classes)
         state = jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
         check_size(state.params, devices[0])
         return Loop(

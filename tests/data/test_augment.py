@@ -1,11 +1,13 @@
 """Preprocessing against numpy and bilinear interpolation by hand."""
 
+from typing import Literal
+
 import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
 
-from resnet_jax.data.augment import Augmentation, Preprocess, crop, flip, resize, unchanged
+from resnet_jax.data.augment import Augmentation, Preprocess, Source, crop, flip, resize, unchanged
 from resnet_jax.errors import ConfigError
 
 RNG = np.random.default_rng(0)
@@ -15,27 +17,35 @@ KEYS = jax.random.split(jax.random.key(0), len(IMAGES))
 
 def augmented(augment: tuple[Augmentation, ...], images: np.ndarray = IMAGES, keys: jax.Array = KEYS) -> np.ndarray:
     """Bytes again."""
-    out = Preprocess(augment=augment).train(keys, jnp.asarray(images))
+    out = train(Preprocess(augment=augment), keys, jnp.asarray(images))
     return np.asarray((out * 255).round().astype(jnp.uint8))
 
 
-def ways(image: np.ndarray, mirror: bool, padding: int) -> list[np.ndarray]:
+def train(preprocess: Preprocess, keys: jax.Array, images: jax.Array) -> jax.Array:
+    """Images as a step makes them, each with a key of its own."""
+    source = Source(lambda rows: (images[rows], rows), len(images), 0)
+    return preprocess.batch(keys, jnp.arange(len(images)), source)[0]
+
+
+def ways(image: np.ndarray, mirror: bool, padding: int, mode: Literal["constant", "reflect"]) -> list[np.ndarray]:
     """All that augmentation may make of an image, in numpy."""
     height, width, _ = image.shape
     out = []
     for mirrored in (image, image[:, ::-1])[: 1 + mirror]:
-        padded = np.pad(mirrored, ((padding, padding), (padding, padding), (0, 0)))
+        padded = np.pad(mirrored, ((padding, padding), (padding, padding), (0, 0)), mode)
         corners = [(i, j) for i in range(2 * padding + 1) for j in range(2 * padding + 1)]
         out += [padded[i : i + height, j : j + width] for i, j in corners]
     return out
 
 
+@pytest.mark.parametrize("edge", ["zeros", "reflect"])
 @pytest.mark.parametrize(("mirror", "padding"), [(True, 0), (False, 1), (False, 2), (True, 1)])
-def test_each_way_to_flip_and_crop_is_drawn_as_often(mirror, padding):
-    out = augmented((flip if mirror else unchanged, crop(padding)))
+def test_each_way_to_flip_and_crop_is_drawn_as_often(mirror, padding, edge):
+    out = augmented((flip if mirror else unchanged, crop(padding, edge)))
+    mode = "constant" if edge == "zeros" else edge
     found = []
     for image, new in zip(IMAGES, out, strict=True):
-        (way,) = (i for i, way in enumerate(ways(image, mirror, padding)) if np.array_equal(way, new))
+        (way,) = (i for i, way in enumerate(ways(image, mirror, padding, mode)) if np.array_equal(way, new))
         found.append(way)
     num_ways = (1 + mirror) * (2 * padding + 1) ** 2
     expected = len(IMAGES) / num_ways
@@ -66,8 +76,8 @@ def test_a_function_of_ones_own_sees_the_image_in_zero_to_one():
         assert image.dtype == jnp.float32
         return image / 2
 
-    alone = Preprocess(augment=(flip, unchanged, crop(1))).train(KEYS, jnp.asarray(IMAGES))
-    halved = Preprocess(augment=(flip, half, crop(1))).train(KEYS, jnp.asarray(IMAGES))
+    alone = train(Preprocess(augment=(flip, unchanged, crop(1))), KEYS, jnp.asarray(IMAGES))
+    halved = train(Preprocess(augment=(flip, half, crop(1))), KEYS, jnp.asarray(IMAGES))
     np.testing.assert_allclose(halved, alone / 2, atol=1e-7)
 
 
@@ -76,13 +86,13 @@ def test_a_function_that_changes_the_shape():
         return image[:, 1:]
 
     with pytest.raises(ConfigError, match=r"augment: narrow returns shape \(4, 4, 2\) for an image \(4, 5, 2\)"):
-        Preprocess(augment=(narrow,)).train(KEYS, jnp.asarray(IMAGES))
+        train(Preprocess(augment=(narrow,)), KEYS, jnp.asarray(IMAGES))
 
 
 def test_training_without_augmentation_is_evaluation():
     preprocess = Preprocess((6, 6), (0.3, 0.2))
     images = jnp.asarray(IMAGES[:8])
-    np.testing.assert_array_equal(preprocess.train(KEYS[:8], images), preprocess.evaluate(images))
+    np.testing.assert_array_equal(train(preprocess, KEYS[:8], images), preprocess.evaluate(images))
 
 
 def test_bytes_become_zero_to_one_and_are_normalised():

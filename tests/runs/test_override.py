@@ -27,6 +27,7 @@ CHANGES = {
     "normalize": False,
     "flip": False,
     "crop_padding": 2,
+    "augment": ("cutout:size=2",),
     "train_images": 48,
     "test_images": 8,
     "num_classes": 4,

@@ -15,6 +15,7 @@ from resnet_jax.runs.repeat import command_of, repeated, words_of
 FLAGS = {
     "nothing": "",
     "a recipe": "--config quick",
+    "augmentations": "--augment crop:padding=4,mode=reflect erasing mixup:alpha=0.2",
     "a recipe with one value changed": "--config quick --momentum 0.95",
     "the recipe of an architecture": "--arch resnet18 --epochs 3",
     "switches": "--flip --normalize --no-sync-batch-norm --no-compile-cache --no-nesterov --no-report",

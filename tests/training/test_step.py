@@ -12,7 +12,7 @@ from jax import numpy as jnp
 from made import BATCH, NETS, STEPS, assert_trees_close, compilations, make_splits
 
 from resnet_jax import train_step
-from resnet_jax.data.augment import Preprocess, crop, flip
+from resnet_jax.data.augment import Preprocess, Source, crop, flip
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import create_model
 from resnet_jax.runs import OptimConfig
@@ -250,7 +250,9 @@ def test_augmentation_is_a_function_of_seed_step_and_place():
     np.testing.assert_array_equal(seen(8, seed=3, step=5), images)
     key = jax.random.fold_in(jax.random.key(3), 5)
     keys = jnp.stack([jax.random.fold_in(key, place) for place in range(BATCH)])
-    np.testing.assert_allclose(AUGMENTED.train(keys, jnp.asarray(TRAIN.images[:BATCH])), images, atol=1e-6)
+    source = Source(Dataset.of(jnp.asarray(TRAIN.images), jnp.asarray(TRAIN.labels)).lookup, len(TRAIN.labels), 0)
+    expected, _ = AUGMENTED.batch(keys, jnp.arange(BATCH), source)
+    np.testing.assert_allclose(expected, images, atol=1e-6)
     for other in (seen(1, seed=4, step=5), seen(1, seed=3, step=6)):
         different = (np.abs(other - images) > 1e-6).any((1, 2, 3))
         assert different.mean() > 0.5  # of 18 ways to augment, another one is drawn
