@@ -15,7 +15,7 @@ from resnet_jax.runs.argv import Positional, needed, read_words
 from resnet_jax.runs.config import Config
 from resnet_jax.runs.flags import Asked, find_recipe
 from resnet_jax.runs.stopped import Stopped
-from resnet_jax.runs.sweep_file import PARTS, Record, accuracy_text, failed, finished
+from resnet_jax.runs.sweep_file import PARTS, Record, accuracy_text, failed
 from resnet_jax.runs.values import PathText
 
 if TYPE_CHECKING:
@@ -132,9 +132,7 @@ def as_text(record: Record, folder: Path) -> str:
         lines.append("  ".join(cells))
     lines += [line_of(part, record[f"{part}_accuracy"]) for part in parts]
     if failed(record):
-        lines.append(f"{len(failed(record))} of {len(record['runs'])} runs have failed and do not count above")
-    elif not finished(record):
-        lines.append("no run has finished")
+        lines.append(f"failed runs: {len(failed(record))} of {len(record['runs'])}; the accuracies do not count them")
     return "\n".join([*lines, f"the sweep is in {folder}"])
 
 

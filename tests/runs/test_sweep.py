@@ -204,7 +204,7 @@ def test_a_run_that_diverges_is_recorded(whole, monkeypatch, capsys):
         "interval": None,
     }
     out = capsys.readouterr().out
-    assert "1 of 2 runs have failed and do not count above" in out
+    assert "failed runs: 1 of 2; the accuracies do not count them" in out
     assert "(n = 1): one run has no deviation and no interval" in out
     assert swept("my.toml --seeds 2") == 1
     assert record_in(Path("sweeps/my")) == record
