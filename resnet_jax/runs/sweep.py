@@ -117,7 +117,7 @@ def started(sweep: Sweep) -> Record:
         record = read_record(file)
         check_same(folder, config_in(file, record), config)
         if (NO_TEST in record["flags"]) == sweep.test:
-            given = f"without {NO_TEST}" if sweep.test else NO_TEST
+            given = f"{'without' if sweep.test else 'with'} {NO_TEST}"
             raise ConfigError(f"--dir {folder} holds other runs than those {given}; give another folder with --dir")
     for run in runs:
         check_same(folder, rundir.read_config(run), config)
