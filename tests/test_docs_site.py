@@ -9,7 +9,9 @@ import api_pages
 import pytest
 
 import resnet_jax
+from benchmarks import results
 from resnet_jax import errors
+from resnet_jax.runs.results import read_results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -66,11 +68,12 @@ def test_no_page_loads_something_from_another_server():
 
 
 def test_the_recipes_have_the_results_of_their_headers():
-    page = (DOCS / "recipes.md").read_text()
+    """Outside the table that benchmarks/results.py writes; tests/test_results.py compares that one."""
+    page = results.with_table((DOCS / "recipes.md").read_text(), "")
     configs = {path.name: path.read_text() for path in (ROOT / "configs").glob("*.toml")}
     assert all(f"../configs/{name}" in page for name in configs)
     figures = FIGURE.findall(page)
-    assert len(figures) > 5
+    assert figures or read_results()
     headers = " ".join(configs.values()).replace("\n# ", " ")
     assert [figure for figure in figures if figure not in headers] == []
 

@@ -73,6 +73,8 @@ COMMANDS = [
     "predict {} picture.png",
     "predict run {}",
     "predict run picture.png {}/folder",
+    "sweep {}.toml",
+    "sweep quick --dir {}",
     "doctor --data-dir {}",
     "doctor --run-dir {}",
 ]

@@ -30,6 +30,7 @@ COMMANDS = {
     "predict": "classify pictures with the network of a run",
     "report": "make the page of a run, or one that compares several",
     "summary": "print the layer table of an architecture",
+    "sweep": "train a recipe over several seeds: mean, deviation and 95 % interval",
     "train": "train a network; the default command",
 }
 

@@ -23,7 +23,8 @@ def train(argv: Sequence[str], prog: str) -> None:
     config = read_flags(argv, prog)
     with interruptible_import():
         fit = runs.fit
-    print(last_line(fit(config)))
+        from resnet_jax.runs.results import Advice, is_chapters
+    print(last_line(fit(config, callbacks=[Advice()] if is_chapters(config) else [])))
 
 
 def last_line(result: "RunResult") -> str:

@@ -191,12 +191,16 @@ def parse_as(kind: type[T], argv: Sequence[str], prog: str, examples: tuple[str,
 
     examples: words for the command, each with what it does after two spaces and a #; the help shows them.
     """
-    values, flags = read_words(kind, argv, prog, examples), flags_of(kind)
-    for flag in flags.values():
+    return kind(**needed(kind, read_words(kind, argv, prog, examples)))
+
+
+def needed(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values themselves; ConfigError if a field without a default has none."""
+    for flag in flags_of(kind).values():
         if flag.default is dataclasses.MISSING and flag.name not in values:
             doc = field_docs(kind)[flag.name]
             raise ConfigError(f"{flag.place or flag.text} is needed: {doc[:1].lower()}{doc[1:]}")
-    return kind(**values)
+    return values
 
 
 def read_words(kind: type, argv: Sequence[str], prog: str, examples: tuple[str, ...] = ()) -> dict[str, Any]:

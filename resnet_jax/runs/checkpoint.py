@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,6 +109,11 @@ class Checkpoints:
                     tqdm.write(f"{error}; using the one of step {step}")
             return result
         raise self._none_good(damaged)
+
+    def keep_latest(self) -> None:
+        """Remove the checkpoints before the latest one, to save disk space."""
+        for step in self.steps()[1:]:
+            shutil.rmtree(self.path(step))
 
     def newest_good(self) -> int:
         """The step of the newest checkpoint that is good, which is read as a whole; see first_good."""

@@ -104,22 +104,27 @@ def without_unused(config: Config) -> Config:
 
 def recipes() -> dict[str, Path]:
     """Every recipe of the package, by name."""
+    return {path.stem: path for path in own_files("configs", ".toml")}
+
+
+def own_files(folder: str, suffix: str) -> list[Path]:
+    """The files of a folder that a wheel has inside the package, and a checkout beside it."""
     package = Path(__file__).resolve().parent.parent
-    folder = next((f for f in (package / "configs", package.parent / "configs") if f.is_dir()), package)
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    found = next((f for f in (package / folder, package.parent / folder) if f.is_dir()), package)
+    return sorted(found.glob(f"*{suffix}"))
 
 
-def find_recipe(name: str) -> Path:
-    """The file of a recipe, from its name or its path."""
+def find_recipe(name: str, flag: str = "--config") -> Path:
+    """The file of a recipe, from its name or its path. flag: what names it, for messages."""
     known = recipes()
     if name in known:
         return known[name]
-    path = user_path(name, "--config")
-    check_readable(path, "--config")
+    path = user_path(name, flag)
+    check_readable(path, flag)
     if path.suffix != ".toml" and name != ".toml":
         raise ConfigError(unknown("recipe", name, known) + ", or give a .toml file")
     if not path.is_file():
-        raise ConfigError(f"--config {name}: there is no such file; give a .toml file or a name of configs/")
+        raise ConfigError(f"{flag} {name}: there is no such file; give a .toml file or a name of configs/")
     return path
 
 

@@ -58,20 +58,21 @@ def _words(config: Config, recipe: str) -> list[str]:
     base = Asked(named, find_recipe(recipe) if recipe else None).start()
     words = [word for name, value in named.items() for word in (f"--{name}", str(value))]
     for flag in flags_of(Config).values():
-        value, before = _value(config, flag), _value(base, flag)
+        value, before = value_of(config, flag), value_of(base, flag)
         if flag.name in named or flag.name == "config" or value == before:
             continue
         if value == flag.default and flag.name in unused(changed(config, {flag.name: before})):
             continue  # the other flags make the recipe's value useless, and it is left out
-        words += _spelled(flag, value)
+        words += spelled(flag, value)
     return words
 
 
-def _value(config: Config, flag: Flag) -> Any:
+def value_of(config: Config, flag: Flag) -> Any:
+    """The value of a flag in a config."""
     return getattr(getattr(config, flag.part) if flag.part else config, flag.name)
 
 
-def _spelled(flag: Flag, value: Any) -> list[str]:
+def spelled(flag: Flag, value: Any) -> list[str]:
     """A flag and its value as words."""
     if isinstance(value, bool):
         return [flag.text if value else f"--no-{flag.text[2:]}"]
