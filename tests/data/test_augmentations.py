@@ -69,7 +69,7 @@ def test_every_augmentation_of_the_table_is_tested():
 
 
 @pytest.mark.parametrize("image", [GREYS, COLOUR], ids=["grey", "colour"])
-@pytest.mark.parametrize("function", EXAMPLES, ids=repr)
+@pytest.mark.parametrize("function", EXAMPLES, ids=lambda function: getattr(function, "__name__", repr(function)))
 def test_shape_range_and_determinism(function, image):
     out = draws(function, image, KEYS[:100])
     assert out.shape == (100, *image.shape)
