@@ -29,7 +29,6 @@ import numpy as np
 
 from resnet_jax import (
     Config,
-    ResNet,
     TrainState,
     create_model,
     create_state,
@@ -39,7 +38,7 @@ from resnet_jax import (
 )
 from resnet_jax.data import Arrays, ImageDataset, load
 from resnet_jax.errors import ConfigError
-from resnet_jax.models import Arch, get_arch
+from resnet_jax.models import Arch, Network, get_arch
 from resnet_jax.runs import hardware
 from resnet_jax.runs.build import make_optimizer, make_schedule
 from resnet_jax.training.growth import grow_state
@@ -200,7 +199,7 @@ def accuracy(state: TrainState, test: Arrays) -> float:
     return sum(int(hits(state, test.images[i : i + 500], test.labels[i : i + 500])) for i in parts) / len(test.labels)
 
 
-def network(arch: Arch) -> ResNet:
+def network(arch: Arch) -> Network:
     return create_model(arch, width=WIDTH, dtype=dtype())
 
 

@@ -60,7 +60,7 @@ def test_the_results_are_those_of_the_recipes_as_they_are():
         assert rebuilt == record, name
         flags = [flag for flag in record["flags"] if flag != "--no-test"]
         now = parse(["--config", record["recipe"], *flags])
-        free = dict.fromkeys(("data_dir", "source_dir", "run_dir"), "")
+        free: dict[str, Any] = dict.fromkeys(("data_dir", "source_dir", "run_dir"), "")
         old = config_in(Path(name), record)
         same = {option: getattr(now.run, option) for option in FREE if hasattr(now.run, option)} | free
         assert changed(old, same | {"seed": now.seed, "config": now.config}) == changed(now, free), name

@@ -80,7 +80,7 @@ def test_shape_range_and_determinism(function, image):
     assert len(np.unique(out.reshape(100, -1), axis=0)) > 1  # another key, another image
 
 
-@pytest.mark.parametrize("function", IDENTITIES, ids=repr)
+@pytest.mark.parametrize("function", IDENTITIES, ids=lambda function: getattr(function, "__name__", repr(function)))
 def test_a_setting_that_changes_nothing(function):
     np.testing.assert_array_equal(draws(function, keys=KEYS[:50]), np.broadcast_to(COLOUR, (50, *COLOUR.shape)))
 
@@ -199,21 +199,18 @@ def test_a_warp_is_scipys(shape):
     matrix = np.array([[0.9, 0.4], [-0.3, 1.1]], np.float32)
     offset = np.array([1.3, -2.4], np.float32)
     centre = (np.array(shape[:2]) - 1) / 2
+    start: Any = centre - matrix @ centre + offset  # for SciPy's stub an offset is one number
     out = warp(jnp.asarray(image), jnp.asarray(matrix), jnp.asarray(offset))
     for channel in range(shape[2]):
         expected = scipy.ndimage.affine_transform(
-            image[..., channel].astype(np.float64),
-            matrix,
-            (centre - matrix @ centre + offset).tolist(),
-            order=1,
-            mode="grid-constant",
+            image[..., channel].astype(np.float64), matrix, start, order=1, mode="grid-constant"
         )
         np.testing.assert_allclose(out[..., channel], expected, atol=1e-5)
 
 
 def test_a_quarter_turn_is_numpys():
     image = RNG.random((9, 9, 2)).astype(np.float32)
-    turned = warp(jnp.asarray(image), turn(jnp.array(jnp.pi / 2)), jnp.zeros(2))
+    turned = warp(jnp.asarray(image), turn(jnp.float32(jnp.pi / 2)), jnp.zeros(2))
     np.testing.assert_allclose(turned, np.rot90(image), atol=1e-5)
 
 
@@ -316,12 +313,9 @@ def test_the_moves_by_hand():
 @pytest.mark.parametrize("image", [GREYS, COLOUR], ids=["grey", "colour"])
 def test_each_operation_is_drawn_as_often(image):
     tones = TONES if image.shape[-1] == 3 else TONES[:-1]
-    ways = []
     strengths = (jnp.float32(STRENGTH), jnp.float32(-STRENGTH))
-    for move in MOVES:
-        ways += [warp(jnp.asarray(image), *move(strength, HEIGHT, WIDTH)) for strength in strengths]
-    for tone in tones:
-        ways += [tone(jnp.asarray(image), strength) for strength in strengths]
+    ways = [warp(jnp.asarray(image), *move(strength, HEIGHT, WIDTH)) for move in MOVES for strength in strengths]
+    ways += [tone(jnp.asarray(image), strength) for tone in tones for strength in strengths]
     out = draws(rand_augment(1, 9), image)
     distance = np.stack([np.abs(out - np.asarray(way)).max((1, 2, 3)) for way in ways])
     assert distance.min(0).max() < 1e-4  # each is one of them
@@ -346,7 +340,7 @@ def test_two_operations_are_one_after_the_other():
     """By the key of each."""
     keys = [jax.random.split(key, 2) for key in KEYS[:40]]
     first, second = (jnp.stack([pair[i] for pair in keys]) for i in (0, 1))
-    one = jax.jit(jax.vmap(rand_augment(1, 12)._one))
+    one = jax.vmap(rand_augment(1, 12)._one)
     images = jnp.broadcast_to(jnp.asarray(COLOUR), (40, *COLOUR.shape))
     np.testing.assert_allclose(draws(rand_augment(2, 12), keys=KEYS[:40]), one(second, one(first, images)), atol=1e-5)
 
@@ -355,7 +349,7 @@ def test_two_operations_are_one_after_the_other():
 
 
 @pytest.mark.parametrize(
-    ("made", "options", "message"),
+    ("make", "options", "message"),
     [
         (crop, {"padding": -1}, "crop: padding -1 must be at least 0"),
         (crop, {"padding": 1.5}, "crop: padding 1.5: give a whole number"),
@@ -376,9 +370,9 @@ def test_two_operations_are_one_after_the_other():
         (rand_augment, {"magnitude": 31}, "rand_augment: magnitude 31 is out of range: it must be from 0 to 30"),
     ],
 )
-def test_an_option_out_of_range(made, options, message):
+def test_an_option_out_of_range(make, options, message):
     with pytest.raises(ConfigError) as caught:
-        made(**options)
+        make(**options)
     assert str(caught.value).startswith(message)
 
 

@@ -102,6 +102,7 @@ def test_a_fit_of_a_trainer(tmp_path):
     first = trainer(resnet_jax.Ema(0.9), sam=0.05, accumulate=2)
     result = first.fit(model, data)
     same(load(tmp_path / "run", model).variables, result.variables)
+    assert data.test is not None
     sums = first.evaluate(model, result.variables, data.test)
     assert sums.mean_loss == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
     with pytest.raises(ConfigError, match="has averaging Ema, not Lookahead"):

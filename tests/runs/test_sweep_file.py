@@ -39,6 +39,7 @@ def test_the_interval_by_hand():
 
 def test_one_value_has_no_interval():
     found = summary_of([0.5])
+    assert found is not None
     assert found == {"n": 1, "mean": 0.5, "std": None, "interval": None}
     assert accuracy_text(found) == "0.5000 (n = 1)"
     assert summary_of([]) is None

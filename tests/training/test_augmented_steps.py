@@ -156,7 +156,7 @@ def test_the_preview_is_the_batch_of_the_step():
 
 def test_a_step_of_ones_own_with_mixed_labels():
     """train_step takes what apply returns."""
-    images, labels = TRAIN.images[:8], TRAIN.labels[:8]
+    images, labels = jnp.asarray(TRAIN.images[:8]), jnp.asarray(TRAIN.labels[:8])
     mixed, targets = resnet_jax.augment.apply([mixup(1.0)], jax.random.key(0), images, labels, CLASSES)
     state = create_state(create_model(NETS[0], CLASSES), SGD, (8, 8, 1))
     _, metrics = jax.jit(train_step)(state, (mixed, targets))

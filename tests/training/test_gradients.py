@@ -22,7 +22,7 @@ def test_sam_takes_the_gradient_of_the_moved_weights():
     data, w, mean = batches(5), START, 0.0
     step, state = jax.jit(train_step), new_state(sam=RHO)
     for x, y in data:
-        loss = half_square(w * x[:, None], jnp.asarray(y)).sum()
+        loss = half_square(jnp.asarray(w * x[:, None]), jnp.asarray(y)).sum()
         g = gradient(w, x, y)
         w = w - RATE * gradient(w + RHO * g / np.linalg.norm(g), x, y)
         mean = mean / 2 + x.mean() / 2
