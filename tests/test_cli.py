@@ -75,8 +75,8 @@ IN_A_FOLDER_WITH = {
 }
 
 BAD = {
-    "--arch resnet81": "unknown architecture 'resnet81': did you mean resnet18? choose one of resnet101, ",
-    "--config quik": "unknown recipe 'quik': did you mean quick? choose one of default, finetune, quick, resnet18",
+    "--arch resnet81": "unknown architecture 'resnet81': did you mean resnet18? choose one of airbench, ",
+    "--config quik": "unknown recipe 'quik': did you mean quick? choose one of airbench, default, ",
     "--config nowhere.toml": "--config nowhere.toml: there is no such file",
     "--dataset fashion-mnist": "unknown data set 'fashion-mnist': did you mean fashion_mnist? choose one of cifar10, ",
     "--precision float23": "unknown precision 'float23': did you mean float32? choose one of auto, ",
