@@ -302,7 +302,7 @@ def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):
 
 
 def test_the_exit_code_of_a_signal(capsys, monkeypatch):
-    def stop(config):
+    def stop(config, callbacks):
         raise Stopped(signal.SIGTERM, Path("runs/x"), 7)
 
     monkeypatch.setattr(runs, "fit", stop)
@@ -311,7 +311,7 @@ def test_the_exit_code_of_a_signal(capsys, monkeypatch):
 
 
 def test_a_keyboard_interrupt(capsys, monkeypatch):
-    def interrupt(config):
+    def interrupt(config, callbacks):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runs, "fit", interrupt)
@@ -320,7 +320,7 @@ def test_a_keyboard_interrupt(capsys, monkeypatch):
 
 
 def test_what_is_no_mistake_of_the_users_is_not_hidden(monkeypatch):
-    def fail(config):
+    def fail(config, callbacks):
         raise ZeroDivisionError
 
     monkeypatch.setattr(runs, "fit", fail)

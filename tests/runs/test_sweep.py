@@ -294,6 +294,6 @@ def test_invalid_words_are_one_line_and_write_nothing(words, whole, tmp_path, ca
     before = snapshot(Path())
     assert swept(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("resnet-jax sweep: ")
+    assert line.startswith("resnet-jax: ")
     assert BAD[words] in line
     assert snapshot(Path()) == before
