@@ -74,7 +74,7 @@ class Program:
     @functools.cached_property
     def mirror_step(self) -> Callable[..., Any]:
         """As eval_step, with the probabilities of each image and its mirror image averaged."""
-        return make_eval_step(self.model, self.loss, self.preprocess, self.devices, mirror=True)
+        return make_eval_step(self.model, in_evaluation(self.loss), self.preprocess, self.devices, mirror=True)
 
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""
