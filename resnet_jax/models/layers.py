@@ -103,14 +103,17 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        strides = stride_pair(self.strides)
         kernel_shape = (*self.kernel_size, x.shape[-1] // self.groups, self.features)
         init = dirac_init(self.kernel_init) if self.dirac and self.groups == 1 else self.kernel_init
         kernel = self.param("kernel", init, kernel_shape)
         fan_in = kernel_shape[0] * kernel_shape[1] * kernel_shape[2]
         bias = self.param("bias", torch_bias_init(fan_in), (self.features,)) if self.use_bias else None
+        return ops.conv(x.astype(self.dtype), kernel, bias, **self.window())
+
+    def window(self) -> dict[str, Any]:
+        """How the window moves over the images: the options of ops.conv."""
         pad = (self.padding, self.padding)
-        return ops.conv(x.astype(self.dtype), kernel, bias, strides=strides, padding=(pad, pad), groups=self.groups)
+        return {"strides": stride_pair(self.strides), "padding": (pad, pad), "groups": self.groups}
 
 
 class BatchNorm(nn.Module):

@@ -15,7 +15,7 @@ Hessian-vector products and gradients of gradients, choose "plain", on a GPU or 
         _, product = jax.jvp(jax.grad(loss), (params,), (vector,))
 """
 
-from resnet_jax.ops.api import batch_norm, batch_norm_inference, batch_norm_relu_max_pool, conv, max_pool
+from resnet_jax.ops.api import batch_norm, batch_norm_inference, batch_norm_relu_max_pool, conv, conv_add_relu, max_pool
 from resnet_jax.ops.select import cpu_kernels, native_available, native_bfloat16, native_chosen, use_cpu_kernels
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "batch_norm_inference",
     "batch_norm_relu_max_pool",
     "conv",
+    "conv_add_relu",
     "cpu_kernels",
     "max_pool",
     "native_available",

@@ -55,14 +55,7 @@ def conv(
     padding: ((top, bottom), (left, right)).
     Returns (N, H', W', O), H' = (H + top + bottom - kh) // strides[0] + 1.
     """
-    _check_images("conv", x)
-    if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
-        raise ValueError(
-            f"conv: kernel {kernel.shape} does not fit x {x.shape} with groups {groups}; use (kh, kw, C / groups, O)"
-        )
-    if bias is not None and bias.shape != kernel.shape[3:]:
-        raise ValueError(f"conv: bias {bias.shape} does not fit kernel {kernel.shape}; use ({kernel.shape[3]},)")
-    _check_window("conv", x, kernel.shape[:2], strides, padding)
+    _check_conv(x, kernel, bias, strides, padding, groups)
     how = (tuple(strides), tuple(map(tuple, padding)), groups)
     return by_platform(
         partial(native.conv, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
@@ -72,6 +65,48 @@ def conv(
         kernel,
         bias,
     )
+
+
+def conv_add_relu(
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    *,
+    residual: Array | None = None,
+    relu: bool = False,
+    strides: Pair = (1, 1),
+    padding: Padding = NO_PADDING,
+    groups: int = 1,
+) -> Array:
+    """relu?(conv(x, kernel) + bias + residual?): a layer of a network whose batch norms are folded into kernels.
+
+    The sum is computed in float32 (float64 for float64) and then rounded to x's type. residual: like the result.
+    For the other operands and the shapes see `conv`.
+    """
+    _check_conv(x, kernel, bias, strides, padding, groups)
+    if residual is not None:
+        y = jax.eval_shape(partial(conv, strides=strides, padding=padding, groups=groups), x, kernel)
+        if (residual.shape, residual.dtype) != (y.shape, y.dtype):
+            raise ValueError(f"conv_add_relu: residual {residual.dtype}{residual.shape} must be {y.dtype}{y.shape}")
+    how = (relu, tuple(strides), tuple(map(tuple, padding)), groups)
+    operands = (x, kernel, bias, residual)
+    return by_platform(
+        partial(native.conv_add_relu, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
+        partial(xla_cpu.conv_add_relu, *how),
+        partial(plain.conv_add_relu, *how),
+        *operands,
+    )
+
+
+def _check_conv(x: Array, kernel: Array, bias: Array | None, strides: Pair, padding: Padding, groups: int) -> None:
+    _check_images("conv", x)
+    if kernel.ndim != 4 or kernel.shape[2] * groups != x.shape[3] or kernel.shape[3] % groups:
+        raise ValueError(
+            f"conv: kernel {kernel.shape} does not fit x {x.shape} with groups {groups}; use (kh, kw, C / groups, O)"
+        )
+    if bias is not None and bias.shape != kernel.shape[3:]:
+        raise ValueError(f"conv: bias {bias.shape} does not fit kernel {kernel.shape}; use ({kernel.shape[3]},)")
+    _check_window("conv", x, kernel.shape[:2], strides, padding)
 
 
 def max_pool(x: Array, window: Pair = (3, 3), strides: Pair = (2, 2), padding: Padding = ((1, 1), (1, 1))) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct, lax
 
 from resnet_jax.ops import winograd
+from resnet_jax.ops.plain import add_relu
 from resnet_jax.ops.select import simd_level, winograd_chosen
 from resnet_jax.ops.varying import axes_of, vary_over
 from resnet_jax.ops.winograd import DIRECT, Tiles
@@ -75,6 +76,11 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
     if narrow and not tiles.forward:
         return _narrow_conv(padding, tiles, x, kernel, bias)
     return _conv(strides, padding, groups, tiles, x, kernel, bias)
+
+
+def conv_add_relu(relu, strides, padding, groups, x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+    """See api.conv_add_relu."""
+    return add_relu(relu, conv(strides, padding, groups, x, kernel, None), bias, residual)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

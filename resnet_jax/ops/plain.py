@@ -18,6 +18,19 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
     return y if bias is None else y + bias.astype(x.dtype)
 
 
+def conv_add_relu(relu, strides, padding, groups, x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+    """See api.conv_add_relu."""
+    return add_relu(relu, conv(strides, padding, groups, x, kernel, None), bias, residual)
+
+
+def add_relu(relu: bool, y: Array, bias: Array, residual: Array | None) -> Array:
+    """relu?(y + bias + residual?), at least in float32, then in y's type."""
+    total = widened(y) + bias
+    if residual is not None:
+        total = total + widened(residual)
+    return (jax.nn.relu(total) if relu else total).astype(y.dtype)
+
+
 def max_pool(window, strides, padding, x: Array) -> Array:
     """See api.max_pool."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))

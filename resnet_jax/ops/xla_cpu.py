@@ -84,6 +84,12 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
     return _conv(strides, padding, groups, x, kernel, bias)
 
 
+def conv_add_relu(relu, strides, padding, groups, x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+    """See api.conv_add_relu."""
+    y = conv(strides, padding, groups, x.astype(jnp.float32), kernel, None)
+    return plain.add_relu(relu, y, bias, residual).astype(x.dtype)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
     f32 = jnp.float32

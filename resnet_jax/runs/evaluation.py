@@ -242,5 +242,5 @@ def probabilities(predictor: Predictor, images: np.ndarray, batch: int) -> np.nd
     for start in range(0, len(images), batch):
         part = images[start : start + batch]
         padded = np.pad(part, ((0, batch - len(part)), (0, 0), (0, 0), (0, 0)))
-        rows.append(np.asarray(predictor.probabilities(padded))[: len(part)])
+        rows.append(np.asarray(predictor.unfolded(padded))[: len(part)])
     return np.concatenate(rows)

@@ -1,5 +1,6 @@
 """From a trained run to predictions."""
 
+import operator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
-from resnet_jax.models import Arch, arch_from_dict
+from resnet_jax.models import Arch, ResNet, arch_from_dict
+from resnet_jax.models.folding import Pairs, fold, folded_into
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
@@ -28,9 +30,16 @@ from resnet_jax.training.step import predict
 BATCHES = (1, 8, 32, 256)  # images at a time: a program is compiled for each that is used
 
 
+def _logits(model: nn.Module, preprocess: Preprocess, variables: PyTree, images: jax.Array) -> jax.Array:
+    return predict(model, variables, preprocess.evaluate(images))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
-def _probabilities(model: nn.Module, preprocess: Preprocess, variables: PyTree, images: jax.Array) -> jax.Array:
-    return jax.nn.softmax(predict(model, variables, preprocess.evaluate(images)))
+def _probabilities(
+    model: nn.Module, preprocess: Preprocess, variables: PyTree, pairs: Pairs, images: jax.Array
+) -> jax.Array:
+    with folded_into(pairs):
+        return jax.nn.softmax(_logits(model, preprocess, variables, images))
 
 
 class Predictor:
@@ -57,10 +66,34 @@ class Predictor:
         self.info = info
         self.class_names = info.class_names
         self.image_shape = info.image_shape
+        self._folded: tuple[list[Any], Pairs] | None = None  # the variables, and what was made of them
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_folded": None}
 
     def probabilities(self, images: Any) -> jax.Array:
-        """The function behind the call, for jax to trace: images (N, H, W, C), uint8, or floating in [0, 1]."""
-        return _probabilities(self.model, self.preprocess, self.variables, images)
+        """The function behind the call, for jax to trace: images (N, H, W, C), uint8, or floating in [0, 1].
+
+        Batch norms are folded into the convolutions before them (see models/folding.py), at the first call.
+        """
+        return _probabilities(_for_inference(self.model), self.preprocess, self.variables, self._pairs(images), images)
+
+    def unfolded(self, images: Any) -> jax.Array:
+        """`probabilities`, but each layer computes what it computed in training: its figures to the last bit."""
+        return _probabilities(self.model, self.preprocess, self.variables, {}, images)
+
+    def _pairs(self, images: Any) -> Pairs:
+        """The folded kernels and biases of the current variables; none while jax traces the variables themselves."""
+        leaves = jax.tree.leaves(self.variables)
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+            return {}
+        known = self._folded[0] if self._folded else []
+        if self._folded is None or len(leaves) != len(known) or not all(map(operator.is_, leaves, known)):
+            run = partial(_logits, _for_inference(self.model), self.preprocess)
+            pairs = fold(run, self.variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+            with jax.ensure_compile_time_eval():  # a caller may trace this
+                self._folded = leaves, jax.device_put(pairs)
+        return self._folded[1]
 
     @without_x64()
     def __call__(self, images: Any) -> np.ndarray:
@@ -81,6 +114,11 @@ class Predictor:
             padded = np.pad(part, ((0, size - len(part)), (0, 0), (0, 0), (0, 0)))
             rows.append(np.asarray(self.probabilities(padded))[: len(part)])
         return np.concatenate(rows)
+
+
+def _for_inference(model: nn.Module) -> nn.Module:
+    """The model without remat, which only saves memory in training and hides layers from `fold`."""
+    return model.clone(remat=False, parent=None) if isinstance(model, ResNet) and model.remat else model
 
 
 @without_x64()
