@@ -188,8 +188,8 @@ def users_environment() -> dict[str, str]:
 
 def peer(
     args: argparse.Namespace, stack: contextlib.ExitStack, name: str, command: list[str], modes: Sequence[str]
-) -> dict[str, Callable[[], object]]:
-    """Start the process of a peer. Return a function per mode that runs one step there."""
+) -> dict[str, Callable[[], float]]:
+    """Start the process of a peer. Return a function per mode that runs one step there and returns its seconds."""
     argv = [*command, args.arch, str(args.image_size), str(args.batch_size)]
     process = stack.enter_context(
         subprocess.Popen(
@@ -211,12 +211,13 @@ def peer(
         raise SystemExit(f"the process of {name} did not start; run {' '.join(argv)} to see why{hint}")
     print(f"peer: {hello}{', with 2 MiB pages' if args.pages_for_all else ''}")
 
-    def ask(mode: str) -> None:
+    def ask(mode: str) -> float:
         with contextlib.suppress(BrokenPipeError):
             stdin.write(f"{mode}\n")
             stdin.flush()
-        if not stdout.readline():
+        if not (seconds := stdout.readline()):
             raise SystemExit(f"the process of {name} ended in mode {mode}; run {' '.join(argv)} to see why")
+        return float(seconds)
 
     return {f"{name} {mode}": functools.partial(ask, mode) for mode in modes}
 

@@ -1,9 +1,15 @@
 """The peer of inference.py in PyTorch: networks in evaluation mode, in a process that inference.py starts.
 
-    python torch_inference_peer.py ARCH IMAGE_SIZE BATCH_SIZE
+    python torch_inference_peer.py MODE ... ARCH IMAGE_SIZE BATCH_SIZE
 
 reads the name of a mode per line, computes the probabilities of one batch and prints the seconds. It needs only torch
-and the files beside it, so its environment may lack jax and resnet_jax.
+and the files beside it, so its environment may lack jax and resnet_jax. All modes store images channels-last. A mode
+is a dtype and a form:
+
+    eager     the network as it is
+    folded    batch norms folded into convolutions by torch.nn.utils.fusion
+    compiled  the folded network by torch.compile
+    frozen    the same with torch._inductor's freezing: weights are constants in oneDNN's layout
 """
 
 import sys
@@ -17,8 +23,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval  # pyright: ignore[reportMis
 from torch_peer import Bottleneck
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-FORMS = ("eager", "folded", "compiled", "frozen")
-MODES = tuple(f"{dtype} {form}" for dtype in DTYPES for form in FORMS)
 
 
 class Basic(nn.Module):
@@ -101,9 +105,8 @@ def make_run(arch: str, image_size: int, batch_size: int, mode: str) -> Callable
 
 
 def main() -> None:
-    arch, image_size, batch_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    modes = sys.argv[4:] or MODES
-    runs = {mode: make_run(arch, image_size, batch_size, mode) for mode in modes}
+    *modes, arch, image_size, batch_size = sys.argv[1:]
+    runs = {mode: make_run(arch, int(image_size), int(batch_size), mode) for mode in modes}
     serve(f"torch {torch.__version__}, {torch.get_num_threads()} threads", runs)
 
 

@@ -14,6 +14,11 @@ using Ints = ffi::Span<const int64_t>;
 
 enum Direction : int64_t { kForward, kBackwardData, kBackwardWeights };
 
+// What a convolution adds to its sums: y = relu?(conv(x, w) + bias? + residual?).
+struct Added {
+  bool bias, residual = false, relu = false;
+};
+
 // One convolution in terms of oneDNN: its dimensions are in (N, C, H, W) order for every memory layout.
 struct Geometry {
   Dims x, w, y, strides, pad_low, pad_high;
@@ -42,8 +47,8 @@ struct Geometry {
     return g;
   }
 
-  PlanKey Key(Direction direction, bool bias, int threads) const {
-    PlanKey key = {direction, bias, threads, static_cast<int64_t>(type), groups};
+  PlanKey Key(Direction direction, Added added, int threads) const {
+    PlanKey key = {direction, added.bias, added.residual, added.relu, threads, static_cast<int64_t>(type), groups};
     for (const Dims* dims : {&x, &w, &y, &strides, &pad_low, &pad_high}) key.insert(key.end(), dims->begin(), dims->end());
     return key;
   }
@@ -79,10 +84,15 @@ dnnl::primitive_attr ScratchpadFromUs() {
   return attributes;
 }
 
-dnnl::convolution_forward::primitive_desc ForwardOf(const Turn& turn, const Geometry& g, bool bias) {
+dnnl::convolution_forward::primitive_desc ForwardOf(const Turn& turn, const Geometry& g, Added added) {
+  dnnl::primitive_attr attributes = ScratchpadFromUs();
+  dnnl::post_ops after;
+  if (added.residual) after.append_binary(dnnl::algorithm::binary_add, g.Y());
+  if (added.relu) after.append_eltwise(dnnl::algorithm::eltwise_relu, 0.0f, 0.0f);
+  attributes.set_post_ops(after);
   return {turn.engine(), dnnl::prop_kind::forward_training, dnnl::algorithm::convolution_direct,
-          g.X(), g.AnyWeights(g.type), bias ? g.Bias() : memory::desc(), g.Y(),
-          g.strides, g.pad_low, g.pad_high, ScratchpadFromUs()};
+          g.X(), g.AnyWeights(g.type), added.bias ? g.Bias() : memory::desc(), g.Y(),
+          g.strides, g.pad_low, g.pad_high, attributes};
 }
 
 template <typename Description>
@@ -103,8 +113,8 @@ Plan Finish(const Turn& turn, const Geometry& g, const Description& description,
   return plan;
 }
 
-Plan MakePlan(const Turn& turn, const Geometry& g, Direction direction, bool bias) {
-  const auto forward = ForwardOf(turn, g, bias && direction == kForward);
+Plan MakePlan(const Turn& turn, const Geometry& g, Direction direction, Added added) {
+  const auto forward = ForwardOf(turn, g, direction == kForward ? added : Added{false});
   if (direction == kForward) return Finish(turn, g, forward, forward.weights_desc(), false);
   if (direction == kBackwardData) {
     dnnl::convolution_backward_data::primitive_desc backward(
@@ -114,16 +124,16 @@ Plan MakePlan(const Turn& turn, const Geometry& g, Direction direction, bool bia
   }
   dnnl::convolution_backward_weights::primitive_desc backward(
       turn.engine(), dnnl::algorithm::convolution_direct, g.X(), g.AnyWeights(memory::data_type::f32),
-      bias ? g.Bias() : memory::desc(), g.Y(), g.strides, g.pad_low, g.pad_high, forward, ScratchpadFromUs());
+      added.bias ? g.Bias() : memory::desc(), g.Y(), g.strides, g.pad_low, g.pad_high, forward, ScratchpadFromUs());
   return Finish(turn, g, backward, backward.diff_weights_desc(), true);
 }
 
 class Call {
  public:
-  Call(const Turn& turn, const Geometry& geometry, Direction direction, bool bias) : turn_(turn), geometry_(geometry) {
+  Call(const Turn& turn, const Geometry& geometry, Direction direction, Added added)
+      : turn_(turn), geometry_(geometry), key_(geometry.Key(direction, added, turn.threads())) {
     static auto* cache = new PlanCache<Plan>;
-    plan_ = &cache->Get(turn_, geometry.Key(direction, bias, turn_.threads()),
-                       [&] { return MakePlan(turn_, geometry, direction, bias); });
+    plan_ = &cache->Get(turn_, key_, [&] { return MakePlan(turn_, geometry, direction, added); });
   }
 
   memory Wrap(const memory::desc& desc, void* data) { return memory(desc, turn_.engine(), data); }
@@ -134,6 +144,14 @@ class Call {
     memory converted = Wrap(plan_->weights, turn_.weights().Reserve(plan_->weights.get_size()));
     Convert(Wrap(geometry_.UserWeights(), user), converted);
     return converted;
+  }
+
+  // The same, kept for the next call with this digest.
+  memory KeptWeights(void* user, const ffi::AnyBuffer& digest) {
+    if (plan_->direct) return Wrap(plan_->weights, user);
+    const auto convert = [&](void* to) { Convert(Wrap(geometry_.UserWeights(), user), Wrap(plan_->weights, to)); };
+    return Wrap(plan_->weights, ConvertedKernels(turn_).Get(turn_, KernelKey(key_, digest), plan_->weights.get_size(),
+                                                            convert));
   }
 
   // Where the primitive writes the weight gradient; StoreWeights converts it to the user's layout.
@@ -161,6 +179,7 @@ class Call {
 
   const Turn& turn_;
   const Geometry& geometry_;
+  const PlanKey key_;
   Plan* plan_;
 };
 
@@ -171,7 +190,7 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
     const Geometry g = Geometry::Of(x, w, *y, strides, padding, groups);
     const bool has_bias = bias.element_count() > 0;
     ExpectWrites(*y);
-    Call call(turn, g, kForward, has_bias);
+    Call call(turn, g, kForward, Added{has_bias});
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
                                                  {DNNL_ARG_WEIGHTS, call.Weights(w.untyped_data())},
                                                  {DNNL_ARG_DST, call.Wrap(g.Y(), y->untyped_data())}};
@@ -180,12 +199,34 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
   }, x, w, bias, *y);
 }
 
+// y = relu?(conv(x, w) + bias + residual?); residual and digest are empty if they are missing.
+ffi::Error Inference(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
+                     ffi::AnyBuffer digest, ffi::Result<ffi::AnyBuffer> y, Ints strides, Ints padding, int64_t groups,
+                     bool relu) {
+  return Guarded("convolution for inference", [&](const Turn& turn) {
+    const Geometry g = Geometry::Of(x, w, *y, strides, padding, groups);
+    const bool has_residual = residual.element_count() > 0;
+    ExpectWrites(*y);
+    Call call(turn, g, kForward, {true, has_residual, relu});
+    std::unordered_map<int, memory> arguments = {
+        {DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
+        {DNNL_ARG_WEIGHTS, KeepsKernels(digest, *y) ? call.KeptWeights(w.untyped_data(), digest)
+                                                    : call.Weights(w.untyped_data())},
+        {DNNL_ARG_BIAS, call.Wrap(g.Bias(), bias.untyped_data())},
+        {DNNL_ARG_DST, call.Wrap(g.Y(), y->untyped_data())}};
+    if (has_residual) {
+      arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, call.Wrap(g.Y(), residual.untyped_data()));
+    }
+    call.Run(std::move(arguments));
+  }, x, w, bias, residual, *y);
+}
+
 ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::AnyBuffer> dx, Ints strides,
                         Ints padding, int64_t groups) {
   return Guarded("convolution input gradient", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(*dx, w, dy, strides, padding, groups);
     ExpectWrites(*dx);
-    Call call(turn, g, kBackwardData, false);
+    Call call(turn, g, kBackwardData, Added{false});
     call.Run({{DNNL_ARG_DIFF_DST, call.Wrap(g.Y(), dy.untyped_data())},
               {DNNL_ARG_WEIGHTS, call.Weights(w.untyped_data())},
               {DNNL_ARG_DIFF_SRC, call.Wrap(g.X(), dx->untyped_data())}});
@@ -199,7 +240,7 @@ ffi::Error BackwardWeights(ffi::AnyBuffer x, ffi::AnyBuffer dy, ffi::Result<ffi:
     const Geometry g = Geometry::Of(x, *dw, dy, strides, padding, groups);
     const bool has_bias = dbias->element_count() > 0;
     ExpectWrites(*dw);
-    Call call(turn, g, kBackwardWeights, has_bias);
+    Call call(turn, g, kBackwardWeights, Added{has_bias});
     const memory gradient = call.WeightsGradient(dw->untyped_data());
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
                                                  {DNNL_ARG_DIFF_DST, call.Wrap(g.Y(), dy.untyped_data())},
@@ -220,6 +261,17 @@ RESNET_JAX_HANDLER(resnet_jax_conv_forward, Forward, ffi::Ffi::Bind()
                        .Attr<Ints>("strides")
                        .Attr<Ints>("padding")
                        .Attr<int64_t>("groups"));
+RESNET_JAX_HANDLER(resnet_jax_conv_inference, Inference, ffi::Ffi::Bind()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Attr<Ints>("strides")
+                       .Attr<Ints>("padding")
+                       .Attr<int64_t>("groups")
+                       .Attr<bool>("relu"));
 RESNET_JAX_HANDLER(resnet_jax_conv_backward_data, BackwardData, ffi::Ffi::Bind()
                        .Arg<ffi::AnyBuffer>()
                        .Arg<ffi::AnyBuffer>()

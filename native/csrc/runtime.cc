@@ -71,6 +71,8 @@ class TeamThread {
 
 }  // namespace
 
+Scratch::~Scratch() { std::free(data_); }
+
 void* Scratch::Reserve(size_t bytes) {
   if (bytes <= size_) return data_;
   const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -107,6 +109,7 @@ dnnl::stream& Turn::stream() const {
   return *stream;
 }
 
+// The following objects are never destroyed, since threads of XLA may outlive static objects.
 Scratch& Turn::scratchpad() const {
   static Scratch* scratch = new Scratch;
   return *scratch;
@@ -120,6 +123,17 @@ Scratch& Turn::weights() const {
 Scratch& Turn::partials() const {
   static Scratch* scratch = new Scratch;
   return *scratch;
+}
+
+KernelCache& ConvertedKernels(const Turn&) {
+  static auto* cache = new KernelCache;
+  return *cache;
+}
+
+PlanKey KernelKey(PlanKey key, const ffi::AnyBuffer& digest) {
+  const auto* words = static_cast<const uint32_t*>(digest.untyped_data());
+  key.insert(key.end(), words, words + digest.element_count());
+  return key;
 }
 
 size_t PlanKeyHash::operator()(const PlanKey& key) const {

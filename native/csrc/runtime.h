@@ -23,11 +23,11 @@ namespace ffi = ::xla::ffi;
   extern "C" __attribute__((visibility("default"))) XLA_FFI_Error* name(XLA_FFI_CallFrame* frame); \
   XLA_FFI_DEFINE_HANDLER_SYMBOL(name, implementation, __VA_ARGS__)
 
-// Memory that grows to the largest request and is then reused. Only the holder of the Turn may use it. It is never
-// freed: a process has three of them, and threads of XLA may outlive static objects.
+// Memory that grows to the largest request and is then reused. Only the holder of the Turn may use it.
 class Scratch {
  public:
   Scratch() = default;
+  ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   void* Reserve(size_t bytes);  // 64-byte aligned; earlier contents are lost
@@ -84,6 +84,44 @@ class PlanCache {
   static constexpr size_t kCapacity = 4096;
   std::unordered_map<PlanKey, std::unique_ptr<Plan>, PlanKeyHash> plans_;
 };
+
+// Kernels in the layout of a primitive, kept from call to call.
+//
+// With few images it takes longer to convert a kernel than to use it. The key contains a digest of the kernel, so an
+// entry is what the conversion would give again. The cache is emptied when it is full.
+class KernelCache {
+ public:
+  // The converted kernel of `bytes` bytes. Calls make(data) at most once per key. The Turn serves as the lock.
+  template <typename Make>
+  void* Get(const Turn&, const PlanKey& key, size_t bytes, Make make) {
+    auto found = kernels_.find(key);
+    if (found == kernels_.end()) {
+      if (bytes_ + bytes > kCapacity) kernels_.clear(), bytes_ = 0;
+      auto kernel = std::make_unique<Scratch>();
+      make(kernel->Reserve(bytes));
+      bytes_ += bytes;
+      found = kernels_.emplace(key, std::move(kernel)).first;
+    }
+    return found->second->Reserve(0);
+  }
+
+ private:
+  static constexpr size_t kCapacity = size_t{1} << 30;
+  std::unordered_map<PlanKey, std::unique_ptr<Scratch>, PlanKeyHash> kernels_;
+  size_t bytes_ = 0;
+};
+
+KernelCache& ConvertedKernels(const Turn& turn);
+
+// The key of a kernel in KernelCache: `key`, which says how the kernel is converted, and its digest.
+PlanKey KernelKey(PlanKey key, const ffi::AnyBuffer& digest);
+
+// Whether a convolution to y keeps its converted kernel: it has a digest, and y has so few pixels that the conversion
+// takes a noticeable part of the time.
+inline bool KeepsKernels(const ffi::AnyBuffer& digest, const ffi::AnyBuffer& y) {
+  constexpr size_t kPixels = 8192;
+  return digest.element_count() > 0 && y.element_count() / static_cast<size_t>(y.dimensions().back()) < kPixels;
+}
 
 // Requests 2 MiB pages for a buffer of 64 KiB or more before it is written. XLA maps its temporary memory again in
 // each step. With 4 KiB pages, page faults took a tenth of a ResNet-18 step at 96x96, and a third at 28x28.

@@ -18,6 +18,7 @@ namespace {
 using Ints = ffi::Span<const int64_t>;
 using Pair = std::array<int64_t, 2>;  // along H and W
 
+constexpr int64_t kWinogradKernel = -1;  // begins the key of a transformed kernel; plans of oneDNN have none below 0
 constexpr int64_t kTilesInTask = 8;
 // Tiles in a block of one thread, and in one that all threads share. With 128 shared tiles the weight gradients of
 // resnet18 at 96x96 took 1.4 to 1.8 times as long (2 cores of a Zen 4; on a Zen 3 within the noise).
@@ -118,11 +119,11 @@ void TransformKernel(const Turn& turn, const Shape& s, const float* kernel, bool
   });
 }
 
-// y = conv(x) + bias?, where u is the transformed kernel.
+// y = relu?(conv(x) + bias? + residual?), where u is the transformed kernel.
 //
 // With enough tiles, each thread computes blocks of its own, and no thread waits for another. Otherwise all threads
 // share each block, so that u, which may be larger than the caches, is read once for all of them.
-void Convolve(const Turn& turn, const Shape& s, const void* x, const float* u, const float* bias, void* y) {
+void Convolve(const Turn& turn, const Shape& s, const void* x, const float* u, const WinogradAdded& added, void* y) {
   const int64_t teams = s.shared ? 1 : turn.threads();
   float* space = static_cast<float*>(
       turn.scratchpad().Reserve(teams * s.points * (s.v_stride + s.m_stride) * static_cast<int64_t>(sizeof(float))));
@@ -134,7 +135,7 @@ void Convolve(const Turn& turn, const Shape& s, const void* x, const float* u, c
                         s.inputs, s.slots, s.count(block), panels, m + point * s.m_stride + panel * s.slots * kPanel);
   };
   const auto output = [&](const float* m, int64_t block, int64_t task) {
-    s.kernels->output(m, s.m_stride, s.out, s.range(block, task), bias, y);
+    s.kernels->output(m, s.m_stride, s.out, s.range(block, task), added, y);
   };
   if (s.shared) {
     float *v = space, *m = v + s.points * s.v_stride;
@@ -202,8 +203,38 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
     ExpectWrites(*y);
     float* u = KernelSpace(turn, s, 0);
     TransformKernel(turn, s, static_cast<const float*>(w.untyped_data()), false, u);
-    Convolve(turn, s, x.untyped_data(), u, BiasOf(bias, s), y->untyped_data());
+    Convolve(turn, s, x.untyped_data(), u, {BiasOf(bias, s)}, y->untyped_data());
   }, x, w, bias, *y);
+}
+
+const void* ResidualOf(const ffi::AnyBuffer& residual, const ffi::AnyBuffer& y) {
+  if (residual.element_count() == 0) return nullptr;
+  if (residual.element_type() != y.element_type() || residual.element_count() != y.element_count()) {
+    throw std::invalid_argument("expected a residual like y, or of no elements");
+  }
+  return residual.untyped_data();
+}
+
+// y = relu?(conv(x, w) + bias + residual?); residual and digest are empty if they are missing.
+ffi::Error Inference(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
+                     ffi::AnyBuffer digest, ffi::Result<ffi::AnyBuffer> y, Ints padding, int64_t tile, bool relu) {
+  return Guarded("Winograd convolution for inference", [&](const Turn& turn) {
+    Check(x, w, *y, padding, tile);
+    const Shape s = Shape::Of(x, *y, padding[0], padding[2], tile, turn.threads(), false);
+    ExpectWrites(*y);
+    const auto transform = [&](void* u) {
+      TransformKernel(turn, s, static_cast<const float*>(w.untyped_data()), false, static_cast<float*>(u));
+    };
+    float* u;
+    if (KeepsKernels(digest, *y)) {
+      const PlanKey key = KernelKey({kWinogradKernel, tile, s.in.channels, s.out.channels}, digest);
+      u = static_cast<float*>(
+          ConvertedKernels(turn).Get(turn, key, s.points * s.kernel_stride() * sizeof(float), transform));
+    } else {
+      transform(u = KernelSpace(turn, s, 0));
+    }
+    Convolve(turn, s, x.untyped_data(), u, {BiasOf(bias, s), ResidualOf(residual, *y), relu}, y->untyped_data());
+  }, x, w, bias, residual, *y);
 }
 
 // dx is the convolution of dy with the kernel whose taps are reversed and whose channels are exchanged.
@@ -217,7 +248,7 @@ ffi::Error BackwardData(ffi::AnyBuffer dy, ffi::AnyBuffer w, ffi::Result<ffi::An
     float* transposed = u + s.points * s.kernel_stride();
     Transpose(turn, static_cast<const float*>(w.untyped_data()), s.out.channels, s.in.channels, transposed);
     TransformKernel(turn, s, transposed, true, u);
-    Convolve(turn, s, dy.untyped_data(), u, nullptr, dx->untyped_data());
+    Convolve(turn, s, dy.untyped_data(), u, {}, dx->untyped_data());
   }, dy, w, *dx);
 }
 
@@ -287,6 +318,16 @@ RESNET_JAX_HANDLER(resnet_jax_winograd_forward, Forward, ffi::Ffi::Bind()
                        .Ret<ffi::AnyBuffer>()
                        .Attr<Ints>("padding")
                        .Attr<int64_t>("tile"));
+RESNET_JAX_HANDLER(resnet_jax_winograd_inference, Inference, ffi::Ffi::Bind()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Arg<ffi::AnyBuffer>()
+                       .Ret<ffi::AnyBuffer>()
+                       .Attr<Ints>("padding")
+                       .Attr<int64_t>("tile")
+                       .Attr<bool>("relu"));
 RESNET_JAX_HANDLER(resnet_jax_winograd_backward_data, BackwardData, ffi::Ffi::Bind()
                        .Arg<ffi::AnyBuffer>()
                        .Arg<ffi::AnyBuffer>()

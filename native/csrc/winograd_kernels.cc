@@ -234,8 +234,9 @@ void Gradient(const void* gradients, const Tiles& tiles, Range range, float* z, 
 }
 
 template <typename F, typename T>
-void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, void* images) {
+void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, const WinogradAdded& also, void* images) {
   T* y = static_cast<T*>(images);
+  const T* residual = static_cast<const T*>(also.residual);
   const int64_t line = tiles.width * tiles.channels;
   for (int64_t t = 0; t < range.count; ++t) {
     const float* slot = m + (range.slot + t) * kPanel;
@@ -243,14 +244,19 @@ void Output(const float* m, int64_t stride, const Tiles& tiles, Range range, con
                      __attribute__((always_inline)) {
       for (int64_t c = 0; c < tiles.channels; c += kLanes) {
         const float* from = slot + c / kPanel * range.slots * kPanel + c % kPanel;
-        const Floats added = bias ? Load(bias + c) : Floats{};
+        const Floats added = also.bias ? Load(also.bias + c) : Floats{};
         Along<F::kSize, F::kTile>(
             F::Output,
             [&](int64_t i, int64_t j) __attribute__((always_inline)) {
               return Load(from + (i * F::kSize + j) * stride);
             },
             [&](int64_t i, int64_t j, Floats value) __attribute__((always_inline)) {
-              if (inside(i, j)) Store(y + pixel + i * line + j * tiles.channels + c, value + added);
+              if (!inside(i, j)) return;
+              const int64_t at = pixel + i * line + j * tiles.channels + c;
+              Floats total = value + added;
+              if (residual) total += Load(residual + at);
+              if (also.relu) total = total < 0.0f ? Floats{} : total;  // keeps NaN
+              Store(y + at, total);
             });
       }
     });

@@ -33,6 +33,13 @@ struct Range {
   int64_t first, count, slot, slots;
 };
 
+// What is added to the output. residual has the shape and the type of y.
+struct WinogradAdded {
+  const float* bias = nullptr;
+  const void* residual = nullptr;
+  bool relu = false;
+};
+
 // Tiles of one pixel (m = 1) are the direct convolution: the points are the taps of the kernel, of any size and stride,
 // and the transforms copy. They serve weight gradients only, so their output and kernel functions are null; z has one
 // point, which all taps share.
@@ -43,8 +50,8 @@ struct WinogradKernels {
   void (*image)(const void* x, const Tiles& tiles, Range range, float* v, int64_t stride);
   // z = the transpose of A, applied to dy; sum (C,) = the sum of dy over the pixels of the range, if it is not null.
   void (*gradient)(const void* dy, const Tiles& tiles, Range range, float* z, int64_t stride, float* sum);
-  // y = A(m) + bias?; bias may be null.
-  void (*output)(const float* m, int64_t stride, const Tiles& tiles, Range range, const float* bias, void* y);
+  // y = relu?(A(m) + bias? + residual?); bias and residual may be null.
+  void (*output)(const float* m, int64_t stride, const Tiles& tiles, Range range, const WinogradAdded& added, void* y);
 
   // One row of C of one panel of O: u = G(kernel), where `kernel` and u point to the panel's 16 numbers. Numbers of
   // neighbouring taps of the kernel are `tap` apart, and those of points of u `stride`. `flip` reverses the taps.

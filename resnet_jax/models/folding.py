@@ -17,9 +17,10 @@ norms after an addition, Flax's own layers, shared layers, and layers in nn.vmap
 """
 
 import contextlib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -30,7 +31,7 @@ from resnet_jax import ops
 from resnet_jax.models.layers import BatchNorm, Conv
 
 Pair = tuple[str, str]  # the paths of a Conv and of its BatchNorm
-Pairs = dict[Pair, dict[str, Any]]  # the folded "kernel" and "bias" of each pair
+Pairs = dict[Pair, dict[str, Any]]  # the folded "kernel" and "bias" of each pair, and the "digest" of that kernel
 LEAVES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("batch_stats", "var"))
 
 
@@ -55,7 +56,8 @@ def fold(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) -
 
     run: (variables, x) -> outputs, which applies the network in evaluation mode. x: an array or a
     jax.ShapeDtypeStruct. `run` is traced, and nothing is computed but the new kernels and biases. These are computed
-    in float64 and rounded to the type of the kernel.
+    in float64 and rounded to the type of the kernel. Nothing is folded if one of them is NaN or infinite: oneDNN's ReLU
+    returns 0 for NaN and would hide it.
     """
     pairs = {}
     for (conv, norm), layers in _find(run, variables, x).items():
@@ -65,7 +67,14 @@ def fold(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) -
         factor = gamma / np.sqrt(var + layers.norm.epsilon)
         folded = {"kernel": kernel * factor, "bias": beta + (bias - mean) * factor}
         pairs[conv, norm] = {name: value.astype(kernel.dtype) for name, value in folded.items()}
-    return pairs
+        pairs[conv, norm]["digest"] = _digest(pairs[conv, norm]["kernel"])
+    finite = all(np.isfinite(pair[name]).all() for pair in pairs.values() for name in ("kernel", "bias"))
+    return pairs if finite else {}
+
+
+def _digest(kernel: np.ndarray) -> np.ndarray:
+    """Numbers by which ops.conv_add_relu knows the kernel: (4,) uint32."""
+    return np.frombuffer(hashlib.blake2b(kernel.tobytes(), digest_size=16).digest(), np.uint32)
 
 
 @contextlib.contextmanager
@@ -105,7 +114,7 @@ def _conv_before(layer: nn.Module, context: Any, args: tuple, outputs: Mapping[i
 def _joined(output: _Output, layer: Any, pair: Mapping[str, Any], residual: jax.Array | None = None) -> jax.Array:
     """What the BatchNorm `layer` returns, from the input of the convolution before it."""
     x, residual = output.x.astype(layer.dtype), None if residual is None else residual.astype(layer.dtype)
-    how = {"residual": residual, "relu": layer.relu, **output.layer.window()}
+    how = {"residual": residual, "relu": layer.relu, "digest": pair["digest"], **output.layer.window()}
     y = ops.conv_add_relu(x, pair["kernel"], pair["bias"], **how)
     return ops.max_pool(y) if layer.pool else y
 
@@ -134,7 +143,7 @@ def _find(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) 
             output = _conv_before(layer, context, args, outputs)
             if output is None or not _own(variables, output.layer, layer):
                 return call(*args, **kwargs)
-            found[output.path, _path(layer)] = _Layers(output.layer, layer)
+            found[output.path, _path(layer)] = _Layers(output.layer, cast(BatchNorm, layer))
             return call(plain[id(output.y)], *args[1:], **kwargs)
 
         with nn.intercept_methods(intercept):
@@ -142,9 +151,7 @@ def _find(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) 
 
     read = _names_read(jax.make_jaxpr(traced)(variables, x).jaxpr)
     return {
-        pair: layers
-        for pair, layers in found.items()
-        if pair[0] not in read and all(calls[path] == 1 for path in pair)
+        pair: layers for pair, layers in found.items() if pair[0] not in read and all(calls[path] == 1 for path in pair)
     }
 
 

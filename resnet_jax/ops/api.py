@@ -77,11 +77,14 @@ def conv_add_relu(
     strides: Pair = (1, 1),
     padding: Padding = NO_PADDING,
     groups: int = 1,
+    digest: Array | None = None,
 ) -> Array:
     """relu?(conv(x, kernel) + bias + residual?): a layer of a network whose batch norms are folded into kernels.
 
-    The sum is computed in float32 (float64 for float64) and then rounded to x's type. residual: like the result.
-    For the other operands and the shapes see `conv`.
+    The sum is computed in float32 (float64 for float64) and then rounded to x's type. The ReLU of the native
+    implementation may return 0 for NaN. residual: like the result.
+    digest: uint32 numbers that no other kernel has. With it, the native implementation keeps the kernel in the layout
+    that it computes with, if the images are few. For the other operands and the shapes see `conv`.
     """
     _check_conv(x, kernel, bias, strides, padding, groups)
     if residual is not None:
@@ -89,7 +92,7 @@ def conv_add_relu(
         if (residual.shape, residual.dtype) != (y.shape, y.dtype):
             raise ValueError(f"conv_add_relu: residual {residual.dtype}{residual.shape} must be {y.dtype}{y.shape}")
     how = (relu, tuple(strides), tuple(map(tuple, padding)), groups)
-    operands = (x, kernel, bias, residual)
+    operands = (x, kernel, bias, residual, digest)
     return by_platform(
         partial(native.conv_add_relu, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
         partial(xla_cpu.conv_add_relu, *how),

@@ -70,17 +70,69 @@ def _like(x: Array) -> ShapeDtypeStruct:
 def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) -> Array:
     """See api.conv."""
     kernel, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
-    tiles = winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen(x.dtype) else DIRECT
-    centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
-    narrow = x.shape[2] in (2, 3) and kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred
-    if narrow and not tiles.forward:
+    tiles = _tiles(strides, padding, groups, x, kernel)
+    if _is_narrow(strides, padding, groups, x, kernel):
         return _narrow_conv(padding, tiles, x, kernel, bias)
     return _conv(strides, padding, groups, tiles, x, kernel, bias)
 
 
-def conv_add_relu(relu, strides, padding, groups, x: Array, kernel: Array, bias: Array, residual: Array | None) -> Array:
+def _tiles(strides, padding, groups, x: Array, kernel: Array) -> Tiles:
+    return winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen(x.dtype) else DIRECT
+
+
+def _is_narrow(strides, padding, groups, x: Array, kernel: Array) -> bool:
+    """Whether the convolution takes the form of _narrow_conv."""
+    centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
+    same_size = kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred
+    return x.shape[2] in (2, 3) and same_size and not _tiles(strides, padding, groups, x, kernel).forward
+
+
+def conv_add_relu(
+    relu,
+    strides,
+    padding,
+    groups,
+    x: Array,
+    kernel: Array,
+    bias: Array,
+    residual: Array | None,
+    digest: Array | None,
+) -> Array:
     """See api.conv_add_relu."""
-    return add_relu(relu, conv(strides, padding, groups, x, kernel, None), bias, residual)
+    cropped, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
+    if _is_narrow(strides, padding, groups, x, cropped):
+        return add_relu(relu, conv(strides, padding, groups, x, cropped, None), bias, residual)
+    digest = digest if cropped is kernel else None
+    return _conv_add_relu(relu, strides, padding, groups, x, cropped, bias, residual, digest)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _conv_add_relu(relu, strides, padding, groups, x, kernel, bias, residual, digest) -> Array:
+    """One call. The native library keeps a converted kernel that has a digest, if the images are few."""
+    height, width = _windows(x.shape[1:3], kernel.shape[:2], strides, padding)
+    y = ShapeDtypeStruct((x.shape[0], height, width, kernel.shape[3]), x.dtype)
+    tile = winograd.inference_tile(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen(x.dtype) else 0
+    target, how = _form("inference", strides, padding, groups, tile)
+    added = (bias.astype(jnp.float32), _empty(x.dtype) if residual is None else residual)
+    mark = _empty(jnp.uint32) if digest is None else digest
+    return _call(target, y, x, kernel.astype(jnp.float32), *added, mark, relu=relu, **how)
+
+
+def _conv_add_relu_forward(relu, strides, padding, groups, *operands):
+    return _conv_add_relu(relu, strides, padding, groups, *operands), operands
+
+
+def _conv_add_relu_backward(relu, strides, padding, groups, saved, dy):
+    """The gradients of the separate operations, which are computed again."""
+    *operands, _ = saved
+
+    def separate(x, kernel, bias, residual):
+        return add_relu(relu, conv(strides, padding, groups, x, kernel, None), bias, residual)
+
+    return *jax.vjp(separate, *operands)[1](dy), None
+
+
+_conv_add_relu.defvjp(_conv_add_relu_forward, _conv_add_relu_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.core import Tracer
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
@@ -50,6 +51,8 @@ class Predictor:
     arch, config: those of a run of train.py, None for one of a Trainer.
     """
 
+    _folded: tuple[list[Any], Pairs] | None = None  # the leaves of the variables, and what was made of them
+
     def __init__(
         self,
         model: nn.Module,
@@ -66,7 +69,6 @@ class Predictor:
         self.info = info
         self.class_names = info.class_names
         self.image_shape = info.image_shape
-        self._folded: tuple[list[Any], Pairs] | None = None  # the variables, and what was made of them
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_folded": None}
@@ -85,7 +87,7 @@ class Predictor:
     def _pairs(self, images: Any) -> Pairs:
         """The folded kernels and biases of the current variables; none while jax traces the variables themselves."""
         leaves = jax.tree.leaves(self.variables)
-        if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        if any(isinstance(leaf, Tracer) for leaf in leaves):
             return {}
         known = self._folded[0] if self._folded else []
         if self._folded is None or len(leaves) != len(known) or not all(map(operator.is_, leaves, known)):

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import pickle
 import shutil
+from functools import partial
 
 import jax
 import made
@@ -199,3 +201,52 @@ def test_the_json_item_tells_what_the_run_was(run_dir, data_dir):
     assert meta["versions"]["jax"] == jax.__version__
     assert [row["validation_accuracy"] for row in meta["history"]] == [3 / 12, 2 / 12, 1 / 12]
     assert [row["test_accuracy"] for row in meta["history"]] == [1 / 37, 2 / 37, 3 / 37]
+
+
+def test_batch_norms_are_folded(run_dir, expected):
+    """The stem's norm and both norms of each block."""
+    predict = load(run_dir)
+    assert "rsqrt" not in jax.jit(predict.probabilities).lower(IMAGES).as_text()
+    assert "rsqrt" in jax.jit(predict.unfolded).lower(IMAGES).as_text()
+    np.testing.assert_allclose(predict.probabilities(IMAGES), predict.unfolded(IMAGES), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(pickle.loads(pickle.dumps(predict))(IMAGES), expected, atol=1e-5)
+
+
+def test_a_trace_keeps_nothing_of_its_own(run_dir, expected):
+    """The first call is inside jax.jit: the folded kernels are arrays, and serve the next call."""
+    predict = load(run_dir)
+    np.testing.assert_allclose(jax.jit(predict.probabilities)(IMAGES), expected, atol=1e-5)
+    np.testing.assert_allclose(predict.probabilities(IMAGES), expected, atol=1e-5)
+
+
+def test_other_variables_are_folded_again(run_dir):
+    predict = load(run_dir)
+    before = predict(IMAGES)
+    predict.variables = jax.tree.map(lambda leaf: leaf * 1.25, predict.variables)
+    np.testing.assert_allclose(predict(IMAGES), predict.unfolded(IMAGES), atol=1e-5)
+    assert np.abs(predict(IMAGES) - before).max() > 1e-3
+    predict.variables["params"]["stem"]["bn"]["scale"] *= 0.5  # in place
+    np.testing.assert_allclose(predict(IMAGES), predict.unfolded(IMAGES), atol=1e-5)
+
+
+def test_gradients_of_probabilities(run_dir):
+    predict = load(run_dir)
+    images = IMAGES[:4].astype(np.float32) / 255
+
+    def score(function, images):
+        return function(images)[:, 1].sum()
+
+    found, wanted = (jax.grad(partial(score, f))(images) for f in (predict.probabilities, predict.unfolded))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_gradients_of_the_variables(run_dir):
+    """While jax traces the variables, nothing can be folded."""
+    predict = load(run_dir)
+
+    def score(variables):
+        predict.variables = variables
+        return predict.probabilities(IMAGES[:4])[:, 1].sum()
+
+    gradient = jax.grad(score)(load(run_dir).variables)
+    assert float(jnp.abs(gradient["params"]["stem"]["bn"]["scale"]).max()) > 0

@@ -20,9 +20,11 @@ __all__ = ["TARGETS", "LoadError", "level", "limit_threads", "register"]
 
 TARGETS = (
     "resnet_jax_conv_forward",
+    "resnet_jax_conv_inference",
     "resnet_jax_conv_backward_data",
     "resnet_jax_conv_backward_weights",
     "resnet_jax_winograd_forward",
+    "resnet_jax_winograd_inference",
     "resnet_jax_winograd_backward_data",
     "resnet_jax_winograd_backward_weights",
     "resnet_jax_max_pool",
