@@ -19,8 +19,8 @@ SIZES = (4, 3)  # output pixels of a tile along H and W; 4 comes first where bot
 TAPS = 1  # the direct convolution as one product of matrices for each tap of the kernel; for weight gradients only
 TAPS_PIXELS = 36  # with more pixels in an image TAPS is not faster than oneDNN, except for strided kernels with AVX2
 MIN_TILES = 64  # in a batch; with fewer tiles the transform of the kernel takes longer than the products save
-# The same without that transform, in float32. One image of 14x14x256 has 16 tiles, and took 1.7 ms in place of 2.5; one of
-# 7x7x512 has 4, and took 3.9 in place of 2.3 (2 cores of a Zen 4, medians).
+# The same without that transform, in float32. One image of 14x14x256 has 16 tiles and took 1.7 ms in place of 2.5; one
+# of 7x7x512 has 4 and took 3.9 ms in place of 2.3 (2 cores of a Zen 4, medians).
 KEPT_TILES = 16
 MIN_GRADIENT = 32  # channels, for weight gradients with AVX-512: with 16 channels oneDNN is faster
 # In bfloat16 oneDNN is faster with fewer channels, and on smaller images it is as fast, except for weight gradients.

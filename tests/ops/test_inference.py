@@ -7,12 +7,13 @@ import pytest
 from jax import lax
 
 from resnet_jax import ops
-from resnet_jax.ops import select, winograd
+from resnet_jax.ops import select
 
 KERNELS = ("auto", "onednn", "xla", "plain")
-# x, kernel, strides, padding, groups; the first has Winograd's form with AVX2 and AVX-512
+# x, kernel, strides, padding, groups; the first two have Winograd's form with AVX2 and AVX-512, "wide" in bfloat16 too
 CASES = {
     "3x3": ((2, 13, 14, 16), (3, 3, 16, 32), (1, 1), ((1, 1), (1, 1)), 1),
+    "wide": ((8, 13, 12, 64), (3, 3, 64, 64), (1, 1), ((1, 1), (1, 1)), 1),
     "3x3, stride 2": ((2, 9, 8, 16), (3, 3, 16, 24), (2, 2), ((1, 1), (1, 1)), 1),
     "1x1": ((3, 5, 6, 24), (1, 1, 24, 8), (1, 1), ((0, 0), (0, 0)), 1),
     "7x7": ((1, 20, 18, 3), (7, 7, 3, 16), (2, 2), ((3, 3), (3, 3)), 1),
@@ -119,15 +120,13 @@ def test_gradients_are_those_of_the_separate_operations(name, kernels):
         np.testing.assert_allclose(got, want, rtol=0, atol=5e-5 * float(jnp.abs(want).max()))
 
 
-@pytest.mark.skipif(select.simd_level() <= winograd.AVX2, reason="needs the native kernels and AVX-512")
-def test_bfloat16_takes_winograds_form():
-    """With many tiles; test_values has few, and oneDNN's direct convolution."""
-    (x, kernel, bias, residual), window = made("3x3", jnp.bfloat16)
-    x, residual = jnp.tile(x, (4, 1, 1, 1)), jnp.tile(residual, (4, 1, 1, 1))
-    call = jax.jit(lambda *a: ops.conv_add_relu(*a[:3], residual=a[3], relu=True, **window))
-    assert "resnet_jax_winograd_inference" in call.lower(x, kernel, bias, residual).as_text()
-    found, want = call(x, kernel, bias, residual), exact(x, kernel, bias, residual, True, **window)
-    np.testing.assert_allclose(np.asarray(found, np.float64), want, rtol=0, atol=1e-2 * np.abs(want).max())
+@pytest.mark.parametrize(("name", "dtype"), [("3x3", jnp.float32), ("wide", jnp.float32), ("wide", jnp.bfloat16)])
+def test_winograds_form_is_taken(name, dtype):
+    if not select.winograd_chosen(dtype):
+        pytest.skip("needs the native kernels and AVX2, and AVX-512 without AMX for bfloat16")
+    (x, kernel, bias, _), window = made(name, dtype)
+    text = jax.jit(lambda *a: ops.conv_add_relu(*a, **window)).lower(x, kernel, bias).as_text()
+    assert "resnet_jax_winograd_inference" in text
 
 
 def test_a_residual_of_another_shape():
