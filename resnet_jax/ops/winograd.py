@@ -64,7 +64,7 @@ def tiles(strides, padding, groups, x: Array, kernel: Array, level: int, least: 
     stride_1 = kernel.shape[:2] == (3, 3) and strides == (1, 1) and all(max(pair) <= 2 for pair in padding)
     if not stride_1 or min(*size, *out) < min(SIZES):
         return Tiles(0, 0, TAPS) if _by_taps(x, kernel.shape[:2], strides, out, level) else DIRECT
-    forward, backward = (_tile(x.shape[0], *pixels, least) for pixels in (out, size))
+    forward, backward = (_tile(x.shape[0], pixels, least) for pixels in (out, size))
     gradient = forward if level == AVX2 or min(channels) >= MIN_GRADIENT else 0
     if x.dtype == jnp.float32:
         return Tiles(forward, backward, gradient)
@@ -83,11 +83,11 @@ def _by_taps(x: Array, window, strides, out, level: int) -> bool:
     return window == (3, 3) or (window == (1, 1) and small)
 
 
-def _tile(images: int, height: int, width: int, least: int) -> int:
+def _tile(images: int, pixels: tuple[int, ...], least: int) -> int:
     """The size of tiles that needs the fewest products; 0 with too few tiles."""
 
     def tiles_of(tile: int) -> int:
-        return -(-height // tile) * -(-width // tile)
+        return -(-pixels[0] // tile) * -(-pixels[1] // tile)
 
     best = min(SIZES, key=lambda tile: tiles_of(tile) * (tile + 2) ** 2)
     return best if images * tiles_of(best) >= least else 0
