@@ -17,6 +17,8 @@ from flax import linen as nn
 from jax import numpy as jnp
 from serve import serve
 
+OPTIMIZER = optax.sgd(0.01)
+
 
 class PlainResNet18(nn.Module):
     """x: (N, H, W, C) -> (N, 10). It uses only flax.linen, and no code of resnet_jax."""
@@ -38,30 +40,34 @@ class PlainResNet18(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)).astype(jnp.float32))
 
 
+def init(image_size: int, dtype: Any) -> Any:
+    """Return the state of a new network: parameters, batch statistics, and the optimizer's state."""
+    variables = PlainResNet18(dtype).init(jax.random.key(0), jnp.zeros((1, image_size, image_size, 1)))
+    return variables["params"], variables["batch_stats"], OPTIMIZER.init(variables["params"])
+
+
+def train_step(state: Any, images: jax.Array, labels: jax.Array, *, dtype: Any, axis_name: str | None = None) -> Any:
+    """One update: (state, loss). Over a mapped axis the gradients, the loss and the statistics are averaged."""
+    params, batch_stats, opt_state = state
+
+    def loss(params):
+        variables = {"params": params, "batch_stats": batch_stats}
+        logits, changed = PlainResNet18(dtype).apply(variables, images, mutable=["batch_stats"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
+
+    (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    if axis_name is not None:
+        value, batch_stats, grads = jax.lax.pmean((value, batch_stats, grads), axis_name)
+    updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
+    return (optax.apply_updates(params, updates), batch_stats, opt_state), value
+
+
 def make_step(image_size: int, batch_size: int, dtype: Any) -> Callable[[], Any]:
     """Return a function that runs one update and waits for it. All updates use the same images and labels."""
-    model, tx = PlainResNet18(dtype), optax.sgd(0.01)
     images = jax.random.uniform(jax.random.key(1), (batch_size, image_size, image_size, 1))
     labels = jax.random.randint(jax.random.key(2), (batch_size,), 0, 10)
-
-    def init():
-        variables = model.init(jax.random.key(0), images[:1])
-        return variables["params"], variables["batch_stats"], tx.init(variables["params"])
-
-    @partial(jax.jit, donate_argnums=0)
-    def step(state, images, labels):
-        params, batch_stats, opt_state = state
-
-        def loss(params):
-            variables = {"params": params, "batch_stats": batch_stats}
-            logits, changed = model.apply(variables, images, mutable=["batch_stats"])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed["batch_stats"]
-
-        (value, batch_stats), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), batch_stats, opt_state), value
-
-    state = jax.jit(init)()
+    step = jax.jit(partial(train_step, dtype=dtype), donate_argnums=0)
+    state = jax.jit(partial(init, image_size, dtype))()
 
     def run():
         nonlocal state

@@ -1,13 +1,14 @@
 """The operations that networks consist of: convolution, max-pool and batch norm on (N, H, W, C) images.
 
-Each operation has three implementations. JAX picks one when it lowers a program for a platform, so the same
+Each operation has four implementations. JAX picks one when it lowers a program for a platform, so the same
 model object runs on every platform:
 
-    plain.py     XLA's own operations: on GPU and TPU, for float64, and on request
-    xla_cpu.py   the same operations in forms that XLA compiles to faster code on a CPU
-    native.py    oneDNN and our own C++ through jax.ffi, on a CPU with the package resnet_jax_onednn
+    plain.py         XLA's own operations: for float64, and on request
+    xla_gpu_tpu.py   the same operations, those of the stem in forms for which XLA moves fewer bytes on a GPU or TPU
+    xla_cpu.py       the same operations in forms that XLA compiles to faster code on a CPU
+    native.py        oneDNN and our own C++ through jax.ffi, on a CPU with the package resnet_jax_onednn
 
-`cpu_kernels` chooses the implementation for the CPU. The last two define their gradients by hand
+`cpu_kernels` chooses the implementation for the CPU. The last three define gradients by hand
 (jax.custom_vjp), so JAX cannot differentiate them in forward mode or twice. For jax.jvp, jax.hessian,
 Hessian-vector products and gradients of gradients, choose "plain", on a GPU or TPU too:
 

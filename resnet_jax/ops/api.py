@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from resnet_jax.ops import native, plain, xla_cpu
+from resnet_jax.ops import native, plain, xla_cpu, xla_gpu_tpu
 from resnet_jax.ops.select import by_platform, native_convolves
 
 Pair = tuple[int, ...]  # two numbers, for H and W
@@ -60,6 +60,7 @@ def conv(
     return by_platform(
         partial(native.conv, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
         partial(xla_cpu.conv, *how),
+        partial(xla_gpu_tpu.conv, *how),
         partial(plain.conv, *how),
         x,
         kernel,
@@ -123,6 +124,7 @@ def max_pool(x: Array, window: Pair = (3, 3), strides: Pair = (2, 2), padding: P
     return by_platform(
         partial(native.max_pool, *how) if _native_pools(x, *how) else None,
         partial(xla_cpu.max_pool, *how),
+        partial(xla_gpu_tpu.max_pool, *how),
         partial(plain.max_pool, *how),
         x,
     )
@@ -160,6 +162,7 @@ def batch_norm(
     y, mean, var = by_platform(
         partial(native.batch_norm, *how) if _native_takes(x) and _float32(scale, bias) else None,
         partial(xla_cpu.batch_norm, *how),
+        partial(xla_gpu_tpu.batch_norm, *how),
         partial(plain.batch_norm, *how),
         x,
         scale,
@@ -193,6 +196,7 @@ def batch_norm_relu_max_pool(
         if _native_pools(x, *how[2:]) and _float32(scale, bias)
         else None,
         partial(xla_cpu.batch_norm_relu_max_pool, *how),
+        partial(xla_gpu_tpu.batch_norm_relu_max_pool, *how),
         partial(plain.batch_norm_relu_max_pool, *how),
         x,
         scale,

@@ -1,4 +1,4 @@
-"""The operations in XLA's own terms. They define the results; GPU and TPU run them.
+"""The operations in XLA's own terms. They define the results.
 
 They support every transformation of JAX: forward mode and derivatives of any order too.
 """

@@ -1,4 +1,4 @@
-"""The choice of implementation: oneDNN, XLA's fast forms for a CPU, or the plain operations."""
+"""The choice of implementation: oneDNN, XLA's fast forms for a CPU or for a GPU and TPU, or the plain operations."""
 
 import contextlib
 import ctypes
@@ -88,8 +88,8 @@ def use_cpu_kernels(choice: str) -> None:
         "plain"   XLA's own operations, on every platform. They are slower on a CPU. JAX can differentiate
                   them in forward mode and any number of times; the others support jax.grad and jax.vjp only.
 
-    The first three make no difference on GPU and TPU, where the forward and backward passes are the plain
-    operations. Functions that are already compiled keep their implementation: call jax.jit again for a new one.
+    The first three make no difference on GPU and TPU, which run the forms of xla_gpu_tpu.py. Functions that are
+    already compiled keep their implementation: call jax.jit again for a new one.
     """
     global _chosen
     if choice not in CHOICES:
@@ -144,15 +144,17 @@ def native_convolves(dtype: Any) -> bool:
     return False
 
 
-def by_platform(native: Callable | None, xla_cpu: Callable, plain: Callable, x: jax.Array, *others: Any) -> Any:
+def by_platform(
+    native: Callable | None, xla_cpu: Callable, accelerator: Callable, plain: Callable, x: jax.Array, *others: Any
+) -> Any:
     """Call the implementation for the platform that the program is lowered for.
 
-    native: None if the native kernels do not support the operands. float64 always takes the plain operations,
-    as the others compute in float32. Lowering for one platform keeps that platform's branch only, so nothing
-    is decided at run time.
+    native: None if the native kernels do not support the operands. accelerator: for GPU and TPU. float64 always
+    takes the plain operations, as the others compute in float32. Lowering for one platform keeps that platform's
+    branch only, so nothing is decided at run time.
     """
     operands = vary_alike(x, *others)
     if _chosen == "plain" or x.dtype == jnp.float64:
         return plain(*operands)
     on_cpu = native if native is not None and native_chosen() else xla_cpu
-    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=plain)
+    return jax.lax.platform_dependent(*operands, cpu=on_cpu, default=accelerator)

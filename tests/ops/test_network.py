@@ -64,7 +64,9 @@ def losses(way, dtype, steps=20):
 
 def plain_losses():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnet_jax.ops.api.by_platform", lambda native, xla_cpu, plainly, *args: plainly(*args))
+        patch.setattr(
+            "resnet_jax.ops.api.by_platform", lambda native, xla_cpu, accelerator, plainly, *args: plainly(*args)
+        )
         return losses("xla", jnp.float32)
 
 
@@ -77,8 +79,8 @@ def test_loss_curves_of_20_steps_agree(way):
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_gpu_and_tpu_get_xlas_own_operations(platform):
-    """The operations in the program are those of plain.py; what the other ways need is dead zeros at most."""
+def test_gpu_and_tpu_get_their_own_forms(platform):
+    """The operations in the program are those of xla_gpu_tpu.py; what the other ways need is dead zeros at most."""
 
     def operations(choose):
         with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +94,7 @@ def test_gpu_and_tpu_get_xlas_own_operations(platform):
             counts.pop(structure, None)
         return counts
 
-    assert operations(None) == operations(lambda native, xla_cpu, plainly, *args: plainly(*args))
+    assert operations(None) == operations(lambda native, xla_cpu, accelerator, plainly, *args: accelerator(*args))
 
 
 def test_one_export_for_all_platforms():
