@@ -64,6 +64,7 @@ def fold(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) -
         kernel = np.asarray(_leaf(variables, "params", conv, "kernel"))
         bias = np.asarray(_leaf(variables, "params", conv, "bias") if layers.conv.use_bias else 0, np.float64)
         gamma, beta, mean, var = (np.asarray(_leaf(variables, c, norm, leaf), np.float64) for c, leaf in LEAVES)
+        gamma = gamma if layers.norm.use_scale else 1.0
         factor = gamma / np.sqrt(var + layers.norm.epsilon)
         folded = {"kernel": kernel * factor, "bias": beta + (bias - mean) * factor}
         pairs[conv, norm] = {name: value.astype(kernel.dtype) for name, value in folded.items()}

@@ -98,6 +98,7 @@ def conv_add_relu(
         partial(native.conv_add_relu, *how) if _native_takes(x, kernel) and native_convolves(x.dtype) else None,
         partial(xla_cpu.conv_add_relu, *how),
         partial(plain.conv_add_relu, *how),
+        partial(plain.conv_add_relu, *how),
         *operands,
     )
 

@@ -29,6 +29,7 @@ NETWORKS: dict[str, tuple[Any, int]] = {  # model, number of its pairs
     # In each block the second norm follows a convolution. The first follows one if it is the only reader of the stem.
     "pre-activation": (create_model(SMALL(block="preact")), 3),
     "pre-activation, wide": (create_model(SMALL(block="preact", stem_channels=8)), 4),
+    "norms without a scale": (create_model("airbench", width=0.25), 3),
     "another activation": (create_model(SMALL(), act=nn.gelu), 7),
     "another norm": (create_model(SMALL(), norm=partial(nn.GroupNorm, num_groups=4)), 0),
     "Flax's norm": (create_model(SMALL(), norm=nn.BatchNorm), 0),
