@@ -105,7 +105,7 @@ def make_run(args: argparse.Namespace, precision: str, kernels: str, folded: boo
 
 
 def turn(run: Callable[[], float]) -> float:
-    """The median seconds of the batches of one turn. Of short batches the first is not measured, as it follows a pause."""
+    """The median seconds of the batches of one turn. The first of short ones follows a pause and is not measured."""
     first = run()
     if first >= TURN_SECONDS:
         return first
