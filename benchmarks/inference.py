@@ -104,9 +104,11 @@ def make_run(args: argparse.Namespace, precision: str, kernels: str, folded: boo
     return run
 
 
-def turn(run: Callable[[], object]) -> float:
-    """The median seconds of the batches of one turn. The first one is not measured: it follows some idle seconds."""
-    run()
+def turn(run: Callable[[], float]) -> float:
+    """The median seconds of the batches of one turn. The first of short ones follows a pause and is not measured."""
+    first = run()
+    if first >= TURN_SECONDS:
+        return first
     times, began = [], time.perf_counter()
     while not times or time.perf_counter() - began < TURN_SECONDS:
         times.append(run())

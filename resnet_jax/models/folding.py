@@ -6,11 +6,13 @@ be part of the kernel and the bias:
     norm(conv(x, kernel) + bias) = conv(x, kernel * factor) + (bias - mean) * factor + beta
     factor = gamma / sqrt(var + epsilon), one number for each output channel
 
-`fold` computes the kernels and biases once. Inside `folded_into(pairs)` the network uses them:
+`fold` computes the kernels and biases once. Inside `folded_into(pairs)` the network uses them, and needs only the other
+variables:
 
     pairs = fold(lambda variables, x: model.apply(variables, x, train=False), variables, x)
+    others = unfolded_part(variables, pairs)
     with folded_into(pairs):
-        logits = model.apply(variables, x, train=False)
+        logits = model.apply(others, x, train=False)
 
 A pair is a `Conv` and the `BatchNorm` that is the only reader of its output. All other layers compute as before:
 norms after an addition, Flax's own layers, shared layers, and layers in nn.vmap, nn.scan or nn.remat.
@@ -20,11 +22,14 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
 from flax import linen as nn
+from flax.errors import FlaxError
+from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax import ops
@@ -36,7 +41,7 @@ LEAVES = (("params", "scale"), ("params", "bias"), ("batch_stats", "mean"), ("ba
 
 
 class _Output(NamedTuple):
-    """The output of a Conv, as JAX traced it, with the layer and its input."""
+    """What a Conv returned to the network, with the layer and its input."""
 
     y: jax.Array
     layer: Conv
@@ -70,7 +75,34 @@ def fold(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) -
         pairs[conv, norm] = {name: value.astype(kernel.dtype) for name, value in folded.items()}
         pairs[conv, norm]["digest"] = _digest(pairs[conv, norm]["kernel"])
     finite = all(np.isfinite(pair[name]).all() for pair in pairs.values() for name in ("kernel", "bias"))
-    return pairs if finite else {}
+    return pairs if finite and _runs(run, variables, pairs, x) else {}
+
+
+def _runs(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], pairs: Pairs, x: Any) -> bool:
+    """Whether the folded network can be traced: not if another part of it reads the variables of a folded layer."""
+    try:
+        with folded_into(pairs):
+            jax.eval_shape(run, unfolded_part(variables, pairs), x)
+    except (FlaxError, KeyError):
+        return False
+    return True
+
+
+def unfolded_part(variables: Mapping[str, Any], pairs: Pairs) -> dict[str, Any]:
+    """The variables without those of the layers of the pairs."""
+    folded = {(*layer.split("/"), leaf) for conv, norm in pairs for layer, leaf in _names(conv, norm)}
+
+    def kept(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+        parts = {name: part for name, part in tree.items() if (*path, name) not in folded}
+        return {n: kept(part, (*path, n)) if isinstance(part, Mapping) else part for n, part in parts.items()}
+
+    return kept(variables, ())
+
+
+def _names(conv: str, norm: str) -> list[tuple[str, str]]:
+    """The variables of a pair: (collection/path, leaf)."""
+    kernel = [(f"params/{conv}", leaf) for leaf in ("kernel", "bias")]
+    return kernel + [(f"{collection}/{norm}", leaf) for collection, leaf in LEAVES]
 
 
 def _digest(kernel: np.ndarray) -> np.ndarray:
@@ -82,14 +114,17 @@ def _digest(kernel: np.ndarray) -> np.ndarray:
 def folded_into(pairs: Pairs) -> Iterator[None]:
     """Within the block, networks that are traced compute each of these pairs as one convolution.
 
-    The first layer of a pair still computes its own output, which nothing reads. XLA removes it.
+    The Conv of a pair returns NaN, and its BatchNorm computes the convolution, as it knows what else to add.
     """
     outputs: dict[int, _Output] = {}
+    kernels = {conv: pair["kernel"] for (conv, _), pair in pairs.items()}
 
     def intercept(call: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
         layer = context.module
-        if type(layer) is Conv and context.method_name == "__call__":
-            output = _Output(call(*args, **kwargs), layer, _path(layer), args[0])
+        if type(layer) is Conv and context.method_name == "__call__" and _path(layer) in kernels:
+            x = args[0].astype(layer.dtype)
+            y = jax.eval_shape(partial(ops.conv, **layer.window()), x, kernels[_path(layer)])
+            output = _Output(jnp.full(y.shape, jnp.nan, y.dtype), layer, _path(layer), x)
             outputs[id(output.y)] = output  # which keeps y, so no other array gets its id
             return output.y
         output = _conv_before(layer, context, args, outputs)
@@ -114,9 +149,9 @@ def _conv_before(layer: nn.Module, context: Any, args: tuple, outputs: Mapping[i
 
 def _joined(output: _Output, layer: Any, pair: Mapping[str, Any], residual: jax.Array | None = None) -> jax.Array:
     """What the BatchNorm `layer` returns, from the input of the convolution before it."""
-    x, residual = output.x.astype(layer.dtype), None if residual is None else residual.astype(layer.dtype)
+    residual = None if residual is None else residual.astype(layer.dtype)
     how = {"residual": residual, "relu": layer.relu, "digest": pair["digest"], **output.layer.window()}
-    y = ops.conv_add_relu(x, pair["kernel"], pair["bias"], **how)
+    y = ops.conv_add_relu(output.x, pair["kernel"], pair["bias"], **how)
     return ops.max_pool(y) if layer.pool else y
 
 

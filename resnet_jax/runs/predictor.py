@@ -13,7 +13,7 @@ from jax.core import Tracer
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.errors import CheckpointError, ConfigError
 from resnet_jax.models import Arch, ResNet, arch_from_dict
-from resnet_jax.models.folding import Pairs, fold, folded_into
+from resnet_jax.models.folding import Pairs, fold, folded_into, unfolded_part
 from resnet_jax.ops.precision import without_x64
 from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.build import DataInfo, info_of_meta, make_model, make_preprocess
@@ -51,7 +51,7 @@ class Predictor:
     arch, config: those of a run of train.py, None for one of a Trainer.
     """
 
-    _folded: tuple[list[Any], Pairs] | None = None  # the leaves of the variables, and what was made of them
+    _folded: tuple[list[Any], PyTree, Pairs] | None = None  # the leaves of the variables, and what _fold returns
 
     def __init__(
         self,
@@ -78,24 +78,29 @@ class Predictor:
 
         Batch norms are folded into the convolutions before them (see models/folding.py), at the first call.
         """
-        return _probabilities(_for_inference(self.model), self.preprocess, self.variables, self._pairs(images), images)
+        variables, pairs = self._fold(images)
+        return _probabilities(_for_inference(self.model), self.preprocess, variables, pairs, images)
 
     def unfolded(self, images: Any) -> jax.Array:
         """`probabilities`, but each layer computes what it computed in training: its figures to the last bit."""
         return _probabilities(self.model, self.preprocess, self.variables, {}, images)
 
-    def _pairs(self, images: Any) -> Pairs:
-        """The folded kernels and biases of the current variables; none while jax traces the variables themselves."""
+    def _fold(self, images: Any) -> tuple[PyTree, Pairs]:
+        """The variables that the folded network reads, and the folded kernels and biases.
+
+        There are none of the latter while jax traces the variables.
+        """
         leaves = jax.tree.leaves(self.variables)
         if any(isinstance(leaf, Tracer) for leaf in leaves):
-            return {}
+            return self.variables, {}
         known = self._folded[0] if self._folded else []
         if self._folded is None or len(leaves) != len(known) or not all(map(operator.is_, leaves, known)):
             run = partial(_logits, _for_inference(self.model), self.preprocess)
             pairs = fold(run, self.variables, jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype))
+            others = unfolded_part(self.variables, pairs) if pairs else self.variables
             with jax.ensure_compile_time_eval():  # a caller may trace this
-                self._folded = leaves, jax.device_put(pairs)
-        return self._folded[1]
+                self._folded = leaves, others, jax.device_put(pairs)
+        return self._folded[1:]
 
     @without_x64()
     def __call__(self, images: Any) -> np.ndarray:

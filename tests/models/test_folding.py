@@ -13,7 +13,7 @@ from jax import numpy as jnp
 
 from resnet_jax import ResNet, create_model, ops
 from resnet_jax.models import BatchNorm, Conv
-from resnet_jax.models.folding import Pairs, fold, folded_into
+from resnet_jax.models.folding import Pairs, fold, folded_into, unfolded_part
 from resnet_jax.models.registry import Arch
 
 TOLERANCE = 1e-5  # of probabilities
@@ -43,7 +43,7 @@ def run(model: nn.Module, variables: Any, x: Any) -> Any:
 
 def folded(model: nn.Module, variables: Any, pairs: Pairs, x: Any) -> Any:
     with folded_into(pairs):
-        return run(model, variables, x)
+        return run(model, unfolded_part(variables, pairs), x)
 
 
 def made(model: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Any, np.ndarray, Pairs]:
@@ -95,6 +95,17 @@ def test_gradients_are_those_of_the_network(kernels):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * float(jnp.abs(expected).max()) + 1e-7)
 
 
+def test_the_variables_of_folded_layers_are_not_needed():
+    model, _ = NETWORKS["basic"]
+    variables, _, pairs = made(model)
+    others = unfolded_part(variables, pairs)
+    assert {path for path, _ in seeded.leaves(others)} == {"params/head/kernel", "params/head/bias"}
+    model, _ = NETWORKS["pre-activation"]
+    variables, _, pairs = made(model)
+    left = {path.rsplit("/", 1)[0] for path, _ in seeded.leaves(unfolded_part(variables, pairs)["batch_stats"])}
+    assert left == {"bn", "stage1/block1/bn1", "stage2/block1/bn1", "stage2/block2/bn1"}
+
+
 def test_bfloat16_is_nearer_to_float32_than_the_unfolded_network():
     """The unfolded network also rounds between a convolution and its norm."""
     exact, _ = NETWORKS["grouped"]
@@ -132,6 +143,17 @@ class Own(nn.Module):
         if self.form == "residual by position":
             return norm(y, jnp.ones_like(y)).mean((1, 2))
         return norm(y).mean((1, 2))
+
+
+class Tied(nn.Module):
+    """A network that reads the kernel of a convolution itself too."""
+
+    def setup(self):
+        self.conv, self.norm = Conv(8, (3, 3), padding=1), BatchNorm(use_running_average=True)
+
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = self.norm(self.conv(x))
+        return y.mean((1, 2)) + self.conv.variables["params"]["kernel"].sum((0, 1, 2))
 
 
 class Mapped(nn.Module):
@@ -174,6 +196,7 @@ OWN: dict[str, tuple[nn.Module, int]] = {
         for form in ("read twice", "read by a branch", "shared convolution", "something between", "other dtype")
     },
     "shared norm": (Own("shared norm"), 0),
+    "tied": (Tied(), 0),
     "map_variables": (Mapped(), 0),
     "vmap": (Copies(), 0),
     "remat": (ResNet(((1, 8), (1, 16)), stem="small", stem_channels=8, remat=True), 1),
