@@ -208,6 +208,6 @@ def test_the_quota_limits_the_team_and_the_user_comes_before_it(environment, cor
 
 
 def test_a_build_of_an_older_version_is_one_line_and_the_xla_way():
-    output = python("import resnet_jax_onednn as n; del n.level\n" + textwrap.dedent(TRY))
+    output = python("import resnet_jax_onednn as n; n.TARGETS = n.TARGETS[:1]\n" + textwrap.dedent(TRY))
     assert len(said(output)) == 1
     assert "older version; rebuild it with: make native" in output
