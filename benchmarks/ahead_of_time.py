@@ -94,7 +94,7 @@ def programs(patterns: Sequence[str] = ("*",)) -> list[Program]:
     """Return the programs to compile for each kind of chip whose name fits one of the shell patterns."""
     forms = [(dtype, steps, "sync") for dtype in ("float32", "bfloat16") for steps in (1, SCAN)]
     ours = [Program(arch, *form) for arch in ARCHS for form in [*forms, ("bfloat16", 1, "local")]]
-    plain = [Program("resnet18", dtype, 1, "plain") for dtype in ("float32", "bfloat16")]
+    plain = [Program("resnet18", "bfloat16", steps, "plain") for steps in (1, SCAN)]
     return [one for one in ours + plain if any(fnmatch.fnmatchcase(one.name, pattern) for pattern in patterns)]
 
 
@@ -115,15 +115,21 @@ def step_of(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
 
 
 def plain_step(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:
-    """Return the step of plain Flax, which does no data work: it takes images of the network's size."""
+    """Return the step of plain Flax. It does no data work: all steps take the same images, of the network's size."""
     import plain_flax  # beside this file; only the subprocesses import it
 
     dtype, shape = jnp.dtype(program.dtype), jax.ShapeDtypeStruct
-    step = partial(plain_flax.train_step, dtype=dtype, axis_name=AXIS)
+
+    def steps(state, images, labels):
+        def step(state, _):
+            return plain_flax.train_step(state, images, labels, dtype=dtype, axis_name=AXIS)
+
+        return step(state, None) if program.steps == 1 else jax.lax.scan(step, state, None, program.steps)
+
     state = jax.eval_shape(partial(plain_flax.init, IMAGE_SIZE, dtype))
     batch = (len(devices), IMAGES_A_CHIP)
     images, labels = shape((*batch, IMAGE_SIZE, IMAGE_SIZE, 1), np.float32), shape(batch, np.int32)
-    return on_devices(step, devices, in_axes=(None, 0, 0), donate=(0,)), (state, images, labels)
+    return on_devices(steps, devices, in_axes=(None, 0, 0), donate=(0,)), (state, images, labels)
 
 
 def our_step(program: Program, devices: Sequence[Device]) -> tuple[Any, tuple]:

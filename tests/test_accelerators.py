@@ -138,15 +138,15 @@ def test_scan_does_the_work_of_its_steps(facts):
     for (platform, program), fact in facts.items():
         one = facts[platform, program._replace(steps=1)]
         assert fact["flop"] == pytest.approx(one["flop"], rel=0.02)
-        assert fact["bytes_counted"] == pytest.approx(one["bytes_counted"], rel=0.15)
+        # a TPU's loop moves less, as the copy of the data set into another layout stays outside
+        assert 0.75 * one["bytes_counted"] < fact["bytes_counted"] < 1.05 * one["bytes_counted"]
         assert len(fact["all_reduces"]) == len(one["all_reduces"])
 
 
+@pytest.mark.parametrize("steps", [1, ahead_of_time.SCAN])
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
-def test_fewer_bytes_than_plain_flax(facts, platform):
+def test_fewer_bytes_than_plain_flax(facts, platform, steps):
     """Ours takes its images from a data set, and plain Flax's step does no data work."""
-    ours, plain = (
-        facts[platform, ahead_of_time.Program("resnet18", "bfloat16", 1, form)]["hbm_bytes"]
-        for form in ("sync", "plain")
-    )
+    programs = [ahead_of_time.Program("resnet18", "bfloat16", steps, form) for form in ("sync", "plain")]
+    ours, plain = (facts[platform, program]["hbm_bytes"] for program in programs)
     assert ours < 0.95 * plain
