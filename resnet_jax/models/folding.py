@@ -28,7 +28,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 from flax import linen as nn
-from flax.errors import FlaxError
 from jax import numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
@@ -75,22 +74,30 @@ def fold(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) -
         pairs[conv, norm] = {name: value.astype(kernel.dtype) for name, value in folded.items()}
         pairs[conv, norm]["digest"] = _digest(pairs[conv, norm]["kernel"])
     finite = all(np.isfinite(pair[name]).all() for pair in pairs.values() for name in ("kernel", "bias"))
-    return pairs if finite and _runs(run, variables, pairs, x) else {}
+    return pairs if finite and _is_whole(run, variables, pairs, x) else {}
 
 
-def _runs(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], pairs: Pairs, x: Any) -> bool:
-    """Whether the folded network can be traced: not if another part of it reads the variables of a folded layer."""
-    try:
-        with folded_into(pairs):
-            jax.eval_shape(run, unfolded_part(variables, pairs), x)
-    except (FlaxError, KeyError):
-        return False
-    return True
+def _is_whole(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], pairs: Pairs, x: Any) -> bool:
+    """Whether no other part of the network reads the variables of a folded layer."""
+    with folded_into(pairs):
+        program = jax.make_jaxpr(run)(variables, x).jaxpr
+    read = {id(var) for equation in program.eqns for var in equation.invars} | {id(var) for var in program.outvars}
+    folded = _folded_paths(pairs)
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(variables)]
+    return not any(
+        id(var) in read and tuple(key.key for key in path) in folded
+        for path, var in zip(paths, program.invars[: len(paths)], strict=True)
+    )
+
+
+def _folded_paths(pairs: Pairs) -> set[tuple[str, ...]]:
+    """The paths of the variables of the layers of the pairs."""
+    return {(*layer.split("/"), leaf) for conv, norm in pairs for layer, leaf in _names(conv, norm)}
 
 
 def unfolded_part(variables: Mapping[str, Any], pairs: Pairs) -> dict[str, Any]:
     """The variables without those of the layers of the pairs."""
-    folded = {(*layer.split("/"), leaf) for conv, norm in pairs for layer, leaf in _names(conv, norm)}
+    folded = _folded_paths(pairs)
 
     def kept(tree: Mapping[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         parts = {name: part for name, part in tree.items() if (*path, name) not in folded}
@@ -115,6 +122,7 @@ def folded_into(pairs: Pairs) -> Iterator[None]:
     """Within the block, networks that are traced compute each of these pairs as one convolution.
 
     The Conv of a pair returns NaN, and its BatchNorm computes the convolution, as it knows what else to add.
+    A function under jax.jit needs the pairs as an argument: its cache does not depend on this block.
     """
     outputs: dict[int, _Output] = {}
     kernels = {conv: pair["kernel"] for (conv, _), pair in pairs.items()}
@@ -171,7 +179,7 @@ def _find(run: Callable[[Any, Any], Any], variables: Mapping[str, Any], x: Any) 
         def intercept(call: Callable, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
             layer, is_call = context.module, context.method_name == "__call__"
             calls[_path(layer)] += is_call
-            if type(layer) is Conv and is_call:
+            if type(layer) is Conv and is_call and args:
                 y = call(*args, **kwargs)
                 named = checkpoint_name(y, _path(layer))
                 outputs[id(named)], plain[id(named)] = _Output(named, layer, _path(layer), args[0]), y

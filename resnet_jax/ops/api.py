@@ -92,6 +92,8 @@ def conv_add_relu(
         y = jax.eval_shape(partial(conv, strides=strides, padding=padding, groups=groups), x, kernel)
         if (residual.shape, residual.dtype) != (y.shape, y.dtype):
             raise ValueError(f"conv_add_relu: residual {residual.dtype}{residual.shape} must be {y.dtype}{y.shape}")
+    if digest is not None and (digest.dtype != jnp.uint32 or digest.ndim != 1):
+        raise ValueError(f"conv_add_relu: digest {digest.dtype}{digest.shape} must be uint32(n,)")
     how = (relu, tuple(strides), tuple(map(tuple, padding)), groups)
     operands = (x, kernel, bias, residual, digest)
     return by_platform(

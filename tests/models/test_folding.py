@@ -1,7 +1,7 @@
 """Networks with folded batch norms, against the same networks with the norms as layers of their own."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax_side
 import jax
@@ -188,7 +188,35 @@ class Trained(nn.Module):
         return BatchNorm(use_running_average=False, name="norm")(y).mean((1, 2))
 
 
+class Penalised(nn.Module):
+    """It reads the kernel of a layer: with all other variables, or by its name."""
+
+    by_name: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        conv = Conv(10, (3, 3), padding=1)
+        y = BatchNorm(use_running_average=not train)(conv(x)).mean((1, 2))
+        if self.is_initializing():
+            return y
+        kernel = cast(Any, conv.get_variable("params", "kernel"))
+        leaves = [kernel] if self.by_name else jax.tree.leaves(dict(self.variables["params"]))
+        return y + sum(jnp.sum(leaf**2) for leaf in leaves) * jnp.arange(10)
+
+
+class Keywords(nn.Module):
+    """It calls a layer by keyword."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        y = Conv(10, (3, 3), padding=1)(x=x)
+        return BatchNorm(use_running_average=not train)(y).mean((1, 2))
+
+
 OWN: dict[str, tuple[nn.Module, int]] = {
+    "all variables": (Penalised(by_name=False), 0),
+    "a kernel by its name": (Penalised(by_name=True), 0),
+    "keywords": (Keywords(), 0),
     "plain": (Own("plain"), 1),
     "residual by position": (Own("residual by position"), 1),
     **{
