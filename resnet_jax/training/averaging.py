@@ -74,7 +74,7 @@ def towards(start: PyTree, end: PyTree, share: Any) -> PyTree:
     """start + share * (end - start), leaf by leaf; leaves that are not floating, such as counters, are those of end."""
 
     def leaf(a: jax.Array, b: jax.Array) -> jax.Array:
-        return a + share * (b - a) if jnp.issubdtype(b.dtype, jnp.inexact) else b
+        return (a + share * (b - a)).astype(a.dtype) if jnp.issubdtype(b.dtype, jnp.inexact) else b
 
     return jax.tree.map(leaf, start, end)
 
@@ -84,3 +84,12 @@ def check_averaging(averaging: Any) -> Averaging | None:
     if averaging is None or isinstance(averaging, Averaging):
         return averaging
     raise ConfigError(f"averaging {averaging!r}: give resnet_jax.Ema(0.999), resnet_jax.Lookahead(5, 0.5) or None")
+
+
+def check_lookahead(averaging: Averaging | None, steps: int) -> None:
+    """Raise ConfigError if a fit of so many steps ends before the slow weights move for the first time."""
+    if isinstance(averaging, Lookahead) and averaging.every > steps:
+        raise ConfigError(
+            f"lookahead (--lookahead) {averaging.every}: the slow weights never move, as the run has {steps} steps; "
+            f"use at most {steps}"
+        )

@@ -156,9 +156,12 @@ def mean_gradient(
 
 
 def split_batch(parts: int, images: jax.Array, labels: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
-    """Images, labels and random keys with a new first axis of so many parts. ConfigError for parts of other sizes."""
+    """Images, labels and random keys with a new first axis of so many parts. ConfigError for parts of other sizes.
+
+    A part has every parts-th image, so that it has the same images on any number of devices.
+    """
     check_parts(parts, images.shape[0])
-    images, labels = (x.reshape(parts, -1, *x.shape[1:]) for x in (images, labels))
+    images, labels = (x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (images, labels))
     return images, labels, jax.random.split(key, parts)
 
 
@@ -194,7 +197,7 @@ def accumulated(gradient: Callable[..., Any], parts: tuple[jax.Array, ...]) -> A
 def ascended(params: Any, grads: Any, rho: float) -> Any:
     """The params moved by rho along the gradient: where sharpness-aware minimisation takes its gradient."""
     scale = rho / jnp.maximum(optax.tree.norm(grads), 1e-12)
-    return jax.tree.map(lambda param, grad: param + scale * grad, params, grads)
+    return jax.tree.map(lambda param, grad: param + (scale * grad).astype(param.dtype), params, grads)
 
 
 def step_key(state: TrainState) -> jax.Array:

@@ -13,7 +13,7 @@ from resnet_jax.data import Arrays, ImageDataset
 from resnet_jax.data.augment import Augmentation, MeanStd, Preprocess, check_augment
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.ops.precision import without_x64
-from resnet_jax.training.averaging import Averaging
+from resnet_jax.training.averaging import Averaging, check_lookahead
 from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
 from resnet_jax.training.loop import Loop, evaluated, run
@@ -124,6 +124,7 @@ class Trainer:
         epochs, batch_size = (whole(name, getattr(self, name), 1) for name in ("max_epochs", "batch_size"))
         devices = pick_devices(self.devices)
         check_batch(batch_size, len(data.train.labels), len(devices), whole("accumulate", self.accumulate, 1))
+        check_lookahead(self.averaging, epochs * (len(data.train.labels) // batch_size))
         check_augment(self.augment, data.image_shape[:2])
         if self.sync_batch_norm and len(devices) > 1 and getattr(model, "axis_name", AXIS) is None:
             model = model.clone(axis_name=AXIS)

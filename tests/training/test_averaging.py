@@ -7,7 +7,7 @@ from quadratic import RATE, START, batches, gradient, new_state, trained
 
 from resnet_jax import Ema, Lookahead
 from resnet_jax.errors import ConfigError
-from resnet_jax.training.averaging import fading_alpha, towards
+from resnet_jax.training.averaging import check_lookahead, fading_alpha, towards
 
 STEPS = 12
 
@@ -61,6 +61,20 @@ def test_equal_leaves_stay_equal_and_counters_are_copied():
     found = towards({"a": same, "n": jnp.int32(3)}, {"a": same, "n": jnp.int32(4)}, 0.123)
     np.testing.assert_array_equal(found["a"], same)
     assert found["n"] == 4
+
+
+@pytest.mark.parametrize("share", [0.25, jnp.float32(0.25)], ids=["a number", "an array"])
+def test_averages_keep_their_dtype(share):
+    half = {"w": jnp.ones(3, jnp.bfloat16)}
+    assert towards(half, half, share)["w"].dtype == jnp.bfloat16
+
+
+def test_a_fit_that_ends_before_lookahead_moves_is_refused():
+    check_lookahead(Lookahead(5), 5)
+    check_lookahead(None, 1)
+    check_lookahead(Ema(0.9), 1)
+    with pytest.raises(ConfigError, match=r"lookahead \(--lookahead\) 6: .* never move, as the run has 5 steps"):
+        check_lookahead(Lookahead(6), 5)
 
 
 def test_averages_share_no_buffer_with_the_weights():

@@ -12,6 +12,7 @@ from resnet_jax import create_state, ops, train_step
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import create_model
 from resnet_jax.training.state import everything_but_head
+from resnet_jax.training.step import split_batch
 from resnet_jax.training.trainer import check_batch
 
 RHO = 0.3
@@ -110,15 +111,23 @@ def test_each_part_has_its_own_batch_statistics():
     model, (images, labels) = create_model(NETS[0], 4), batch()
     state = create_state(model, optax.sgd(RATE), (8, 8, 1), accumulate=3)
     stats, grads = state.batch_stats, []
-    for first in (0, 4, 8):
+    for part in range(3):
         alone = create_state(model, optax.sgd(RATE), (8, 8, 1)).replace(batch_stats=stats)
-        new, _ = jax.jit(train_step)(alone, (images[first : first + 4], labels[first : first + 4]))
+        new, _ = jax.jit(train_step)(alone, (images[part::3], labels[part::3]))
         stats = new.batch_stats
         grads.append(jax.tree.map(lambda old, new: (old - new) / RATE, alone.params, new.params))
     new, _ = jax.jit(train_step)(state, (images, labels))
     mean = jax.tree.map(lambda *g: sum(g) / 3, *grads)
     assert_trees_close(new.params, jax.tree.map(lambda p, g: p - RATE * g, state.params, mean), 1e-4, 2e-5)
     assert_trees_close(new.batch_stats, stats, 1e-5, 1e-6)
+
+
+def test_a_part_has_the_same_images_on_any_number_of_devices():
+    images = labels = jnp.arange(16)
+    whole, *_ = split_batch(2, images, labels, jax.random.key(0))
+    shares = [split_batch(2, images[first : first + 4], labels, jax.random.key(0))[0] for first in (0, 4, 8, 12)]
+    for part in range(2):
+        assert set(np.concatenate([share[part] for share in shares]).tolist()) == set(whole[part].tolist())
 
 
 def test_on_a_cpu_no_convolution_is_inside_a_loop():
