@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax import numpy as jnp
-from step import PEERS, PRECISIONS, machine, peer
+from step import PEERS, PRECISIONS, machine, peer, print_times
 
 from resnet_jax import create_model, ops
 from resnet_jax.data.augment import Preprocess
@@ -74,14 +74,7 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
         for _ in range(args.rounds):
             for name, run in sides.items():
                 times[name].append(turn(run))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    size = args.image_size
-    print(f"{args.arch}, {size}x{size}, batch {args.batch_size}, n = {args.rounds} turns of each side")
-    print("| side | ms a batch: median | least | most | images/s |\n| --- | --- | --- | --- | --- |")
-    for name, values in times.items():
-        cells = [f"{value * 1e3:.1f}" for value in (median[name], min(values), max(values))]
-        print(f"| {name} | {' | '.join(cells)} | {args.batch_size / median[name]:.1f} |")
-    return {"seconds": times, "ratios": ratios(median)}
+    return {"seconds": times, "ratios": ratios(print_times(args, times, "batch", 1))}
 
 
 def make_run(args: argparse.Namespace, precision: str, kernels: str, folded: bool = True) -> Callable[[], float]:

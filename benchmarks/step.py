@@ -142,14 +142,19 @@ def side_by_side(args: argparse.Namespace) -> dict[str, object]:
             for name, run in sides.items():
                 turn(run)  # not measured: the first steps after some idle seconds are slower
                 times[name].append(statistics.median(turn(run)))
+    return {"seconds": times, "ratios": ratios(print_times(args, times, "step", 0))}
+
+
+def print_times(args: argparse.Namespace, times: dict[str, list[float]], what: str, digits: int) -> dict[str, float]:
+    """Print the seconds of each side's turns as a table. Return the median of each side."""
     median = {name: statistics.median(values) for name, values in times.items()}
     size = args.image_size
     print(f"{args.arch}, {size}x{size}, batch {args.batch_size}, n = {args.rounds} turns of each side")
-    print("| side | ms a step: median | least | most | images/s |\n| --- | --- | --- | --- | --- |")
+    print(f"| side | ms a {what}: median | least | most | images/s |\n| --- | --- | --- | --- | --- |")
     for name, values in times.items():
-        cells = [f"{value * 1e3:.0f}" for value in (median[name], min(values), max(values))]
-        print(f"| {name} | {' | '.join(cells)} | {args.batch_size / median[name]:.0f} |")
-    return {"seconds": times, "ratios": ratios(median)}
+        cells = [f"{value * 1e3:.{digits}f}" for value in (median[name], min(values), max(values))]
+        print(f"| {name} | {' | '.join(cells)} | {args.batch_size / median[name]:.{digits}f} |")
+    return median
 
 
 def turn(run: Callable[[], object]) -> list[float]:

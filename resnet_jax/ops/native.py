@@ -71,7 +71,7 @@ def conv(strides, padding, groups, x: Array, kernel: Array, bias: Array | None) 
     """See api.conv."""
     kernel, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
     tiles = _tiles(strides, padding, groups, x, kernel)
-    if _is_narrow(strides, padding, groups, x, kernel):
+    if _is_narrow(strides, padding, groups, x, kernel, tiles):
         return _narrow_conv(padding, tiles, x, kernel, bias)
     return _conv(strides, padding, groups, tiles, x, kernel, bias)
 
@@ -80,11 +80,11 @@ def _tiles(strides, padding, groups, x: Array, kernel: Array) -> Tiles:
     return winograd.tiles(strides, padding, groups, x, kernel, simd_level()) if winograd_chosen(x.dtype) else DIRECT
 
 
-def _is_narrow(strides, padding, groups, x: Array, kernel: Array) -> bool:
+def _is_narrow(strides, padding, groups, x: Array, kernel: Array, tiles: Tiles) -> bool:
     """Whether the convolution takes the form of _narrow_conv."""
     centred = padding[1] == ((kernel.shape[1] - 1) // 2,) * 2 and kernel.shape[1] % 2 == 1
     same_size = kernel.shape[1] > 1 and strides == (1, 1) and groups == 1 and centred
-    return x.shape[2] in (2, 3) and same_size and not _tiles(strides, padding, groups, x, kernel).forward
+    return x.shape[2] in (2, 3) and same_size and not tiles.forward
 
 
 def conv_add_relu(
@@ -100,7 +100,7 @@ def conv_add_relu(
 ) -> Array:
     """See api.conv_add_relu."""
     cropped, padding = crop_to_image(x.shape[1:3], strides, padding, kernel)
-    if _is_narrow(strides, padding, groups, x, cropped):
+    if _is_narrow(strides, padding, groups, x, cropped, _tiles(strides, padding, groups, x, cropped)):
         return add_relu(relu, conv(strides, padding, groups, x, cropped, None), bias, residual)
     digest = digest if cropped is kernel else None
     return _conv_add_relu(relu, strides, padding, groups, x, cropped, bias, residual, digest)

@@ -249,7 +249,7 @@ def make_growth(config: Config, arch: Arch, info: DataInfo, dtype: Dtype, axis_n
     return Growth(arch, growths(config.model.grow), grown)
 
 
-def averaging(config: Config) -> list[FlipAveraging]:
+def flip_averaging(config: Config) -> list[FlipAveraging]:
     """The callback of --flip-averaging."""
     return [FlipAveraging()] if config.run.flip_averaging else []
 

@@ -69,8 +69,8 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     pretrained = read_pretrained(config, model, info)
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)
-    averaging, stopping = build.averaging(config), build.stopping(config)
-    check_stopping([*averaging, *stopping, *callbacks], dataset)
+    flips, stopping = build.flip_averaging(config), build.stopping(config)
+    check_stopping([*flips, *stopping, *callbacks], dataset)
     cache = hardware.compile_cache(config.run.compile_cache)
     hold = rundir.hold(place.path, new=not place.resumes, named=place.named)
     with cache, hold as run_dir, kept_checkpoints(run_dir, continued(config, run_dir)) as checkpoints:
@@ -87,7 +87,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
         recording = recorders(config, info, checkpoints, run_dir, growth)
         shown = [signals, *stopping, ProgressBar(), Forecast(), EpochLines()]
         boards = [TensorBoard(run_dir / folders.TENSORBOARD)] if config.run.tensorboard else []
-        run(loop, [*recording[:2], *averaging, *callbacks, *shown, *boards, *recording[2:], growth])
+        run(loop, [*recording[:2], *flips, *callbacks, *shown, *boards, *recording[2:], growth])
     if signals.received is not None and not loop.finished:
         raise Stopped(signals.received, run_dir, loop.step)
     result = result_of(loop)
