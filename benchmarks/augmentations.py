@@ -32,6 +32,7 @@ LISTS = (
     "alternating_flip",
     "crop:padding=4",
     "crop:padding=4,mode=reflect",
+    "resized_crop",
     "rotate",
     "shift",
     "brightness",

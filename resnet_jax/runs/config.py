@@ -53,7 +53,7 @@ class DataConfig:
     augment: tuple[str, ...] = ()
     """Augmentations of training images, in order, after --flip and --crop-padding: NAME or NAME:OPTION=VALUE,... , such
     as erasing:probability=0.25,fill=mean mixup. Names: alternating_flip, brightness, contrast, crop, cutmix, cutout,
-    erasing, flip, mixup, rand_augment, rotate, shift. docs/augmentation.md lists the options."""
+    erasing, flip, mixup, rand_augment, resized_crop, rotate, shift. docs/augmentation.md lists the options."""
     train_images: int = 0
     """Train on the first N images. 0: on all."""
     test_images: int = 0

@@ -23,6 +23,7 @@ from resnet_jax.data.augment import (
     erasing,
     flip,
     rand_augment,
+    resized_crop,
     rotate,
     shift,
 )
@@ -43,6 +44,7 @@ EXAMPLES = (
     flip,
     crop(3),
     crop(3, "reflect"),
+    resized_crop(0.2, 0.5),
     rotate(40),
     shift(3.5),
     brightness(0.8),
@@ -54,7 +56,17 @@ EXAMPLES = (
     cutout(5),
 )
 # settings that leave every image as it is
-IDENTITIES = (crop(0), crop(0, "reflect"), rotate(0), shift(0), brightness(0), contrast(0), erasing(0), cutout(0))
+IDENTITIES = (
+    crop(0),
+    crop(0, "reflect"),
+    resized_crop(1, 1),
+    rotate(0),
+    shift(0),
+    brightness(0),
+    contrast(0),
+    erasing(0),
+    cutout(0),
+)
 
 
 def draws(function, image: np.ndarray = COLOUR, keys: jax.Array = KEYS) -> np.ndarray:
@@ -227,6 +239,34 @@ def test_the_angles_of_rotations():
     assert abs(angles.std() - 30 / math.sqrt(3)) < 0.6
 
 
+def test_the_parts_that_resized_crop_enlarges():
+    """Read from two ramps, down and right. A part of a ramp is a ramp, so bilinear sampling is exact."""
+    down, right = np.mgrid[:20, :31].astype(np.float32) / [[[19]], [[30]]]
+    image = np.stack([down, right], -1).astype(np.float32)
+    out = draws(resized_crop(0.2, 0.5), image)
+    height = out[:, -1, 0, 0] - out[:, 0, 0, 0]
+    width = out[:, 0, -1, 1] - out[:, 0, 0, 1]
+    rows, columns = np.linspace(0, 1, 20)[:, None], np.linspace(0, 1, 31)[None]
+    corner = out[:, 0, 0]
+    np.testing.assert_allclose(
+        out[..., 0], (corner[:, 0, None, None] + height[:, None, None] * rows) + 0 * columns, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        out[..., 1], (corner[:, 1, None, None] + width[:, None, None] * columns) + 0 * rows, atol=1e-5
+    )
+    area, aspect = height * width, height / width
+    assert 0.2 - 1e-4 < area.min() < 0.22
+    assert 0.95 < area.max() <= 1 + 1e-4
+    assert 0.5 - 1e-3 < aspect.min() < 0.53
+    assert 1.9 < aspect.max() < 2 + 1e-3
+    assert abs(np.log(aspect).mean()) < 4 * np.log(aspect).std() / math.sqrt(DRAWS)
+    share = corner / np.maximum(
+        1 - np.stack([height, width], 1), 1e-3
+    )  # 0: at the edge above or left, 1: below or right
+    assert (np.abs(share.mean(0) - 0.5) < 0.03).all()
+    assert (np.abs(share.std(0) - 1 / math.sqrt(12)) < 0.03).all()
+
+
 def test_the_lengths_of_shifts():
     """Read from the centre of gravity of a point; down and right are drawn apart."""
     image = np.zeros((21, 21, 1), np.float32)
@@ -355,6 +395,8 @@ def test_two_operations_are_one_after_the_other():
         (crop, {"padding": 1.5}, "crop: padding 1.5: give a whole number"),
         (crop, {"padding": 2, "mode": "mirror"}, "unknown crop mode 'mirror': choose one of reflect, zeros"),
         (crop, {"padding": 2, "mode": 3}, "crop: mode 3: give one of zeros, reflect"),
+        (resized_crop, {"min_area": 1.5}, "resized_crop: min_area 1.5 is out of range: it must be from 0 to 1"),
+        (resized_crop, {"aspect": 0}, "resized_crop: aspect 0 is out of range: it must be above 0"),
         (rotate, {"degrees": 181}, "rotate: degrees 181 is out of range: it must be from 0 to 180"),
         (shift, {"pixels": -1}, "shift: pixels -1 is out of range: it must be finite and at least 0"),
         (shift, {"pixels": math.inf}, "shift: pixels inf is out of range"),

@@ -27,7 +27,7 @@ from resnet_jax.data.augment.preprocess import (
 )
 from resnet_jax.data.augment.random_ops import rand_augment
 from resnet_jax.data.augment.tones import brightness, contrast
-from resnet_jax.data.augment.warps import rotate, shift
+from resnet_jax.data.augment.warps import resized_crop, rotate, shift
 
 __all__ = [
     "AUGMENTATIONS",
@@ -52,6 +52,7 @@ __all__ = [
     "per_channel",
     "rand_augment",
     "resize",
+    "resized_crop",
     "rotate",
     "shift",
     "to_unit",
@@ -64,6 +65,7 @@ AUGMENTATIONS = {
         flip,
         alternating_flip,
         crop,
+        resized_crop,
         rotate,
         shift,
         brightness,

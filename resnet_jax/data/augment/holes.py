@@ -8,16 +8,10 @@ from jax import lax
 from jax import numpy as jnp
 
 from resnet_jax.data.augment.options import settle_choice, settle_positive, settle_real, settle_whole
+from resnet_jax.data.augment.rectangles import first_that_fits, rectangle, sides
 from resnet_jax.errors import ConfigError
 
 Fill = Literal["random", "mean", "zero"]
-TRIES = 10  # rectangles drawn until one fits into the image; 8 in 10 fit
-
-
-def rectangle(shape: tuple[int, ...], top, left, height, width) -> jax.Array:
-    """Where the rectangle covers an image (H, W, C): (H, W, 1) bool. Parts outside of the image are cut off."""
-    rows, columns = jnp.arange(shape[0])[:, None, None], jnp.arange(shape[1])[None, :, None]
-    return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +49,8 @@ class erasing:
 
     def _size(self, key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Height and width: the first of several that fit."""
-        of_area, of_aspect = jax.random.split(key)
-        area = jax.random.uniform(of_area, (TRIES,), minval=self.min_area, maxval=self.max_area) * shape[0] * shape[1]
-        bound = -jnp.log(self.aspect)
-        aspect = jnp.exp(jax.random.uniform(of_aspect, (TRIES,), minval=-bound, maxval=bound))
-        height, width = jnp.round(jnp.sqrt(area * aspect)), jnp.round(jnp.sqrt(area / aspect))
-        first = jnp.argmax((height <= shape[0]) & (width <= shape[1]))
-        return jnp.minimum(height[first], shape[0]), jnp.minimum(width[first], shape[1])
+        height, width = sides(key, shape, (self.min_area, self.max_area), self.aspect)
+        return first_that_fits(jnp.round(height), jnp.round(width), shape)
 
     def _fill(self, key: jax.Array, image: jax.Array) -> jax.Array:
         if self.fill == "random":

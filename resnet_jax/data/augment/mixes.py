@@ -5,8 +5,8 @@ import dataclasses
 import jax
 from jax import numpy as jnp
 
-from resnet_jax.data.augment.holes import rectangle
 from resnet_jax.data.augment.options import settle_positive, settle_real
+from resnet_jax.data.augment.rectangles import rectangle
 
 Pair = tuple[jax.Array, jax.Array]  # an image (H, W, C) in [0, 1], and the distribution (K,) of its label
 

@@ -1,11 +1,12 @@
-"""Augmentations that turn and shift an image by fractions of a pixel."""
+"""Augmentations that turn, shift and enlarge an image by fractions of a pixel."""
 
 import dataclasses
 
 import jax
 from jax import numpy as jnp
 
-from resnet_jax.data.augment.options import settle_real
+from resnet_jax.data.augment.options import settle_positive, settle_real
+from resnet_jax.data.augment.rectangles import first_that_fits, sides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,31 @@ class shift:
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
         by = jax.random.uniform(key, (2,), minval=-self.pixels, maxval=self.pixels)
         return warp(image, jnp.eye(2), by)
+
+
+@dataclasses.dataclass(frozen=True)
+class resized_crop:
+    """A part of the image of random size, shape and place, enlarged to the whole size, bilinear.
+
+    min_area: the least share of the image; the most is 1. aspect: the height of the part by its width, relative to the
+    image's, lies between aspect and 1 / aspect; the logarithm is uniform. Source: arXiv:1409.4842, section 6.
+    """
+
+    min_area: float = 0.08
+    aspect: float = 0.75
+
+    def __post_init__(self) -> None:
+        settle_real(self, "min_area", 0, 1)
+        settle_positive(self, "aspect")
+        settle_real(self, "aspect", 0, 1)
+
+    def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
+        of_size, of_place = jax.random.split(key)
+        height, width, _ = image.shape
+        scale = jnp.stack(first_that_fits(*sides(of_size, (1, 1), (self.min_area, 1), self.aspect), (1, 1)))
+        # The centres of the outermost pixels stay inside the image, so that no zeros from outside are mixed in.
+        free = (1 - scale) * jnp.array([height - 1, width - 1]) / 2
+        return warp(image, jnp.diag(scale), free * jax.random.uniform(of_place, (2,), minval=-1))
 
 
 def turn(angle: jax.Array) -> jax.Array:
