@@ -25,7 +25,7 @@ from resnet_jax.runs.recording import Checkpointing, ConfigFile, MetricsFile, Re
 from resnet_jax.runs.report import report_of_fit
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta, understood
-from resnet_jax.training.callbacks import Growth, StopSignals, check_stopping
+from resnet_jax.training.callbacks import Growth, StopSignals, check_needed_parts
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
 from resnet_jax.training.loop import Loop, run
 from resnet_jax.training.memory import check_size
@@ -70,7 +70,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     dataset = own or build.load_data(config)
     info = build.info_of(config.data, dataset)
     flips, stopping = build.flip_averaging(config), build.stopping(config)
-    check_stopping([*flips, *stopping, *callbacks], dataset)
+    check_needed_parts([*flips, *stopping, *callbacks], dataset)
     cache = hardware.compile_cache(config.run.compile_cache)
     hold = rundir.hold(place.path, new=not place.resumes, named=place.named)
     with cache, hold as run_dir, kept_checkpoints(run_dir, continued(config, run_dir)) as checkpoints:

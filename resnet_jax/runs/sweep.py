@@ -20,7 +20,7 @@ from resnet_jax.runs.fit_run import RunResult, fit
 from resnet_jax.runs.flags import changed
 from resnet_jax.runs.folders import CONFIG_FILE, readable
 from resnet_jax.runs.sweep_file import SWEEP_FILE, Record, accuracy_keys, read_record, with_run, write_record
-from resnet_jax.training.loop import Loop
+from resnet_jax.training.callbacks import WithoutTest
 from resnet_jax.training.metrics import Diverged
 
 FOLDER = "seed"  # the folder of seed 3 is seed3
@@ -65,14 +65,6 @@ class Sweep:
         run_dir = self.run_dir(seed)
         values = {"seed": seed, "run_dir": str(run_dir), "resume": "auto" if run_dir.exists() else False}
         return changed(self.config, values if self.test else values | {"report": False})
-
-
-class WithoutTest:
-    """A callback that leaves the test part out of the evaluations."""
-
-    def on_fit_start(self, loop: Loop) -> None:
-        """Take it out of the data."""
-        loop.data = dataclasses.replace(loop.data, test=None)
 
 
 def run_sweep(sweep: Sweep) -> Record:

@@ -24,7 +24,7 @@ from resnet_jax.runs.report import report_of_fit
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
-from resnet_jax.training.callbacks import StopSignals, check_stopping
+from resnet_jax.training.callbacks import StopSignals, check_needed_parts
 from resnet_jax.training.loop import Loop, run
 from resnet_jax.training.state import Variables
 
@@ -59,7 +59,7 @@ class Trainer(core.Trainer):
             rundir.check_new(path, "run_dir", "resume=True")
         signals, first = StopSignals(), loop.model
         self._about(loop)  # raises for values that a checkpoint cannot hold
-        check_stopping(self.callbacks, data)  # before the folder is made
+        check_needed_parts(self.callbacks, data)  # before the folder is made
         with rundir.hold(path, new=not self.resume), kept_checkpoints(path, CONTINUED) as checkpoints:
             if self.resume and checkpoints.latest() is None:
                 tqdm.write(f"run_dir {path} has no checkpoint yet: the fit starts at step 0")

@@ -1,5 +1,9 @@
-"""Callbacks that need no files: early stopping, flip averaging, growth and stop signals. events.py has the protocol."""
+"""Callbacks that need no files: early stopping, flip averaging, no test part, growth and stop signals.
 
+events.py has the protocol.
+"""
+
+import dataclasses
 import math
 import os
 import signal
@@ -103,10 +107,24 @@ class FlipAveraging:
         raise ConfigError("flip averaging (--flip-averaging): the data has neither a test nor a validation part")
 
 
-def check_stopping(callbacks: Sequence[Any], data: ImageDataset) -> None:
+class WithoutTest:
+    """Leave the test part out of all evaluations, so that nothing is chosen by it."""
+
+    def on_fit_start(self, loop: Loop) -> None:
+        """Take the test part out of the data."""
+        self.check(loop.data)
+        loop.data = dataclasses.replace(loop.data, test=None)
+
+    def check(self, data: ImageDataset) -> None:
+        """Raise ConfigError for data without a validation part: no row would have an accuracy to choose by."""
+        if data.validation is None:
+            raise ConfigError("--no-test: the data has no validation part; add --validation 0.1")
+
+
+def check_needed_parts(callbacks: Sequence[Any], data: ImageDataset) -> None:
     """Raise ConfigError, before anything is written, for a callback that needs a part which the data does not have."""
     for callback in callbacks:
-        if isinstance(callback, EarlyStopping | FlipAveraging):
+        if isinstance(callback, EarlyStopping | FlipAveraging | WithoutTest):
             callback.check(data)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import made
 import pytest
 from made import STEPS, SignalAt, final, kept, read_rows, snapshot
+from PIL import Image
 
 from resnet_jax import fit
 from resnet_jax.cli import command
@@ -242,6 +243,15 @@ def test_without_the_test_part(capsys):
     assert "--dir sweeps/my holds other runs than those without --no-test" in capsys.readouterr().err
 
 
+def write_photos(folder: Path) -> None:
+    """16 pictures in train/ and 2 in test/, of two classes; no val/."""
+    for part, count in (("train", 8), ("test", 1)):
+        for number in range(2 * count):
+            path = folder / part / "ab"[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 9 * number).save(path)
+
+
 BAD = {
     "": "RECIPE is needed: a name in configs/",
     "qick": "unknown recipe 'qick': did you mean quick? choose one of ",
@@ -264,6 +274,8 @@ BAD = {
     "my.toml --lr 0.1": "did you mean --learning-rate?",
     "my.toml --nesterov --momentum 0": "--nesterov needs a momentum",
     "my.toml --no-test": "--no-test: the data has no validation part; add --validation 0.1",
+    "my.toml --no-test --data-folder photos": "--no-test: the data has no validation part; add --validation 0.1",
+    "my.toml --no-test --data-folder photos --flip-averaging": "--no-test: the data has no validation part; add",
     "my.toml --batch-size 53": "batch_size (--batch-size) 53 is more than the 52 training images",
     "my.toml --dir file": "--dir file: file is not a writable folder",
     "my.toml --dir file/sweep": "file is not a writable folder",
@@ -287,6 +299,8 @@ def test_invalid_words_are_one_line_and_write_nothing(words, whole, tmp_path, ca
     for name, text in (("torn", '{"runs": ['), ("odd", json.dumps(record_in(whole) | {"config": {"a": 1}}))):
         Path(name).mkdir()
         Path(name, "sweep.json").write_text(text)
+    if "photos" in words:
+        write_photos(Path("photos"))
     if "old" in words or "interrupted" in words:
         copied(whole, Path("old"))
         copied(whole, Path("interrupted"))
