@@ -11,7 +11,7 @@ from resnet_jax.paths import check_readable, user_path
 from resnet_jax.runs.argv import flags_of, hint, read_words
 from resnet_jax.runs.config import PARTS, Config
 from resnet_jax.runs.effects import check_effects, unused
-from resnet_jax.runs.values import plain
+from resnet_jax.runs.values import from_file, plain
 
 Values = dict[str, Any]  # of fields, by name
 
@@ -144,7 +144,7 @@ def recipe_values(path: Path) -> Values:
         if name in values:
             raise ConfigError(f"{path}: {key} is given twice; leave one of them out")
         try:
-            values[name] = plain(name, flags[name].kind, value)
+            values[name] = plain(name, flags[name].kind, from_file(flags[name].kind, value))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
     return values

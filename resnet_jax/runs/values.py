@@ -59,14 +59,28 @@ def plain(name: str, kind: Any, value: Any, flag: str = "") -> Any:
             raise ConfigError(unknown(name.replace("_", " "), value, map(str, choices)))
         raise ConfigError(f"{flag} {shown(value)}: give one of {', '.join(map(repr, choices))}")
     if get_origin(bare(kind)) is tuple:
-        item_kind = get_args(bare(kind))[0]
-        if item_kind is not float:
-            return tuple(plain(name, item_kind, item, flag) for item in _items(flag, value, "a list of texts"))
-        wanted = "numbers, such as (5, 8)"
-        return tuple(real(flag, item, wanted) for item in _items(flag, value, wanted))
+        return _plain_list(name, get_args(bare(kind))[0], value, flag)
     if optional(kind):
         return None if value is None else whole(flag, value)
     return {bool: truth, int: whole, float: real, str: _text}[bare(kind)](flag, value)
+
+
+def _plain_list(name: str, item_kind: Any, value: Any, flag: str) -> tuple[Any, ...]:
+    """The value of a list as `plain` returns it. The message for an item of another type shows the whole list."""
+    wanted = "numbers, such as (5, 8)" if item_kind is float else "a list of texts"
+    items = _items(flag, value, wanted)
+    if PATH in metadata_of(item_kind):
+        return tuple(plain(name, item_kind, item, flag) for item in items)
+    try:
+        return tuple(plain(name, item_kind, item, flag) for item in items)
+    except ConfigError:
+        raise ConfigError(f"{flag} {shown(items)}: give {wanted}") from None
+
+
+def from_file(kind: Any, value: Any) -> Any:
+    """The value of a field in a recipe, before `plain`: one text for a list of texts is split as a flag's words are."""
+    several = get_origin(bare(kind)) is tuple and get_args(bare(kind))[0] is str
+    return value.split() if several and isinstance(value, str) else value
 
 
 def _text(flag: str, value: Any) -> str:

@@ -36,10 +36,12 @@ PLAIN = {"flip": False, "crop_padding": 0}
 
 
 def test_words_of_a_flag_and_of_a_recipe(tmp_path):
-    """The same words, in the same order; a flag replaces the list of the recipe."""
+    """The same words, in the same order, as a list or as one text; a flag replaces the list of the recipe."""
     path = tmp_path / "mine.toml"
     path.write_text(f"[data]\naugment = {json.dumps(WORDS)}")
-    for argv in (["--augment", *WORDS], ["--config", str(path)]):
+    text = tmp_path / "text.toml"
+    text.write_text(f"[data]\naugment = {json.dumps(' '.join(WORDS))}")
+    for argv in (["--augment", *WORDS], ["--config", str(path)], ["--config", str(text)]):
         config = parse(argv)
         assert config.data.augment == WORDS
         assert make_augment(config.data) == MADE
@@ -112,9 +114,10 @@ def test_a_list_that_is_refused(words, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('augment = "erasing"', "augment (--augment) erasing: give a list of texts"),
-        ("augment = [1]", "augment (--augment) 1: give text"),
-        ('augment = [{name = "erasing"}]', "give text"),
+        ("augment = 1", "augment (--augment) 1: give a list of texts"),
+        ('augment = ["erasing", 1]', "augment (--augment) ['erasing', 1]: give a list of texts"),
+        ('augment = [{name = "erasing"}]', "augment (--augment) [{'name': 'erasing'}]: give a list of texts"),
+        ('augment = "erasing mixup:"', "--augment mixup:: unknown option '' of mixup"),
         ('augment = ["eraser"]', "--augment eraser: unknown augmentation 'eraser': did you mean erasing?"),
     ],
 )

@@ -124,7 +124,7 @@ def test_a_config_comes_back_from_json():
         ("epochs = [1, 2]", "epochs (--epochs) [1, 2]: give a whole number"),
         ("[a]\nepochs = 1\n[b]\nepochs = 2", "epochs is given twice"),
         ("[optim]\ndecay_epochs = 'x'", "decay_epochs (--decay-epochs) x: give numbers, such as (5, 8)"),
-        ("[optim]\ndecay_epochs = [1, '2']", "give numbers, such as (5, 8)"),
+        ("[optim]\ndecay_epochs = [1, '2']", "decay_epochs (--decay-epochs) [1, '2']: give numbers, such as (5, 8)"),
         ("flip = 1", "flip (--flip) 1: give True or False"),
         ("flip = 'yes'", "flip (--flip) yes: give True or False"),
         ("arch = 18", "arch (--arch) 18: give text"),
