@@ -20,6 +20,7 @@ from resnet_jax.errors import ConfigError, TrainingError
 from resnet_jax.models import Arch
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.loop import Loop, evaluate
+from resnet_jax.training.losses import cross_entropy, in_evaluation
 from resnet_jax.training.metrics import check_finite
 from resnet_jax.training.signals import can_handle
 
@@ -81,7 +82,9 @@ class FlipAveraging:
 
     It evaluates the test part, or the validation part of data without one, after each epoch, and adds the keys
     test_flip_loss and test_flip_accuracy (or validation_flip_...) to the row. Nothing else reads them: the best
-    checkpoint and early stopping still depend on the plain figures.
+    checkpoint and early stopping still depend on the plain figures. The loss is the cross-entropy of the averaged
+    probabilities. With a loss of your own the row gets the accuracy alone: such a loss takes logits, and averaged
+    probabilities have none.
     """
 
     def on_fit_start(self, loop: Loop) -> None:
@@ -97,7 +100,9 @@ class FlipAveraging:
         began, name = time.monotonic(), self._part(loop.data)
         sums = evaluate(loop, name, mirror=True)
         check_finite(sums, loop.step)
-        loop.row.update({f"{name}_flip_loss": sums.mean_loss, f"{name}_flip_accuracy": sums.accuracy})
+        if in_evaluation(loop.program.loss) is cross_entropy:
+            loop.row[f"{name}_flip_loss"] = sums.mean_loss
+        loop.row[f"{name}_flip_accuracy"] = sums.accuracy
         loop.row["eval_seconds"] += time.monotonic() - began
 
     def _part(self, data: ImageDataset) -> str:

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from resnet_jax.data.augment import Preprocess
 from resnet_jax.training.averaging import Averaging
-from resnet_jax.training.losses import Loss, in_evaluation
+from resnet_jax.training.losses import Loss, cross_entropy, in_evaluation
 from resnet_jax.training.parallel import Device
 from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
@@ -73,8 +73,8 @@ class Program:
 
     @functools.cached_property
     def mirror_step(self) -> Callable[..., Any]:
-        """As eval_step, with the probabilities of each image and its mirror image averaged."""
-        return make_eval_step(self.model, in_evaluation(self.loss), self.preprocess, self.devices, mirror=True)
+        """As eval_step, with the probabilities of each image and its mirror image averaged, and their cross-entropy."""
+        return make_eval_step(self.model, cross_entropy, self.preprocess, self.devices, mirror=True)
 
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""

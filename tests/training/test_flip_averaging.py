@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax import numpy as jnp
 from made import without_timings
 
 import resnet_jax
 from resnet_jax.errors import ConfigError
+from resnet_jax.training.losses import SmoothedCrossEntropy
 from resnet_jax.training.trainer import Trainer
 
 RNG = np.random.default_rng(5)
@@ -27,8 +29,9 @@ class Net(nn.Module):
         return nn.Dense(3, name="head")(x.reshape(len(x), -1))
 
 
-def fitted(*callbacks, data=DATA):
-    return Trainer(max_epochs=2, batch_size=7, devices=1, progress=False, callbacks=callbacks).fit(Net(), data)
+def fitted(*callbacks, data=DATA, **options):
+    trainer = Trainer(max_epochs=2, batch_size=7, devices=1, progress=False, callbacks=callbacks, **options)
+    return trainer.fit(Net(), data)
 
 
 def averaged(variables, part):
@@ -50,6 +53,27 @@ def test_the_figures_are_those_of_the_averaged_probabilities():
     assert row["validation_flip_loss"] != row["validation_loss"]
     others = [{key: value for key, value in row.items() if "flip" not in key} for row in result.history]
     assert without_timings(others) == without_timings(fitted().history)
+
+
+def squares(logits, labels):
+    """A loss whose value changes if a constant is added to the logits; infinite for logits that sum to less than -3."""
+    losses = ((logits - jax.nn.one_hot(labels, 3)) ** 2).sum(-1)
+    return jnp.where(logits.sum(-1) < -3, jnp.inf, losses)
+
+
+def test_a_loss_of_ones_own_does_not_see_averaged_probabilities():
+    """Their logarithms sum to -3 log 3 or less. The accuracy is the same as that of the cross-entropy."""
+    result = fitted(resnet_jax.FlipAveraging(), loss=squares)
+    _, accuracy = averaged(result.variables, DATA.validation)
+    row = result.history[-1]
+    assert row["validation_flip_accuracy"] == pytest.approx(accuracy)
+    assert "validation_flip_loss" not in row
+
+
+def test_the_loss_of_a_smoothed_training_is_the_plain_one():
+    result = fitted(resnet_jax.FlipAveraging(), loss=SmoothedCrossEntropy(0.3))
+    loss, _ = averaged(result.variables, DATA.validation)
+    assert result.history[-1]["validation_flip_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_the_test_part_comes_first():
