@@ -123,7 +123,8 @@ def augmented(loop: Loop, count: int) -> np.ndarray:
     program, epoch = loop.program, len(loop.history)
     order = epoch_rows(program.seed, epoch, len(loop.data.train.labels), loop.batch_size, len(loop.devices))
     rows = order[:, loop.position].reshape(-1)[:count]
-    images, _ = preview(program.preprocess, loop.data, rows, seed=program.seed, step=loop.step, epoch=epoch)
+    preprocess = program.preprocess_to(loop.train_size)
+    images, _ = preview(preprocess, loop.data, rows, seed=program.seed, step=loop.step, epoch=epoch)
     return images
 
 

@@ -12,7 +12,7 @@ from resnet_jax.models.registry import check_blocks_of, check_momentum, check_op
 from resnet_jax.runs.augmentations import augmentations
 from resnet_jax.runs.config import MAX_SIDE, Config, DataConfig, OptimConfig
 from resnet_jax.runs.values import flag_text
-from resnet_jax.training.trainer import MOST_SIZES
+from resnet_jax.training.trainer import checked_sizes
 
 
 def check(config: Config) -> Config:
@@ -149,7 +149,7 @@ def _pairs(text: str, invalid: str) -> list[tuple[int, int]]:
 
 def _check_sizes(config: Config) -> None:
     """Raise ConfigError for an epoch of --sizes that the run does not have, and for invalid sizes."""
-    pairs, flag = resizings(config.data.sizes), f"--sizes {config.data.sizes}"
+    pairs = resizings(config.data.sizes)
     for epoch, size in pairs:
         if not 1 <= epoch <= config.epochs:
             raise ConfigError(f"--sizes {epoch}:{size}: the size changes at epoch 1 to --epochs {config.epochs}")
@@ -159,11 +159,7 @@ def _check_sizes(config: Config) -> None:
             check_input_size(get_arch(config.arch), (size, size), config.stem_form)
         except ConfigError as error:
             raise ConfigError(f"--sizes {epoch}:{size}: {error}") from None
-    epochs = [epoch for epoch, _ in pairs]
-    if epochs != sorted(set(epochs)):
-        raise ConfigError(f"{flag}: the epochs are out of order; give each epoch once, and the earliest first")
-    if len({size for _, size in pairs}) > MOST_SIZES:
-        raise ConfigError(f"{flag}: a program is compiled for each size; give at most {MOST_SIZES} sizes")
+    checked_sizes(pairs)
 
 
 def _check_grow(config: Config) -> None:

@@ -17,14 +17,15 @@ from resnet_jax.reporting.thumbnails import data_uri
 from resnet_jax.runs import build, repeat, rundir
 from resnet_jax.runs.checkpoint import Checkpoints
 from resnet_jax.runs.checks import resizings
-from resnet_jax.runs.config import DataConfig
 from resnet_jax.runs.evaluation import Evaluation, Opened, check_digest, evaluate, open_run, own_data, pick_part
 from resnet_jax.runs.facts import Found, about, facts_of, options_of, override_words
 from resnet_jax.runs.history import read_rows
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.preview import preview
+from resnet_jax.training.program import size_in
 from resnet_jax.training.step import epoch_rows
+from resnet_jax.training.trainer import checked_sizes
 
 MISTAKES, AUGMENTED = 36, 10
 Read = Callable[[Opened], ImageDataset]
@@ -173,8 +174,10 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
     if own and own.augment is not None:
         preprocess, seed, batch = own.augment, own.seed, own.batch_size
     elif found.config:
-        size = first_size(found.config.data)
-        preprocess = Preprocess(size, None, build.make_augment(found.config.data))  # pyright: ignore[reportArgumentType]
+        data = found.config.data
+        size = (data.image_size, data.image_size) if data.image_size else None
+        size = size_in(checked_sizes(resizings(data.sizes)), 1) or size
+        preprocess = Preprocess(size, None, build.make_augment(data))
         seed, batch = found.config.seed, found.config.batch_size
     else:
         return ()
@@ -185,12 +188,6 @@ def augmented_of(found: Found, own: Own | None) -> tuple[Picture, ...]:
         Picture(data_uri(picture), int(row), label_text(label, names))
         for picture, row, label in zip(pictures, rows, labels, strict=True)
     )
-
-
-def first_size(data: DataConfig) -> tuple[int, int] | None:
-    """The size of training images in the first epoch; None: as they are stored."""
-    size = dict(resizings(data.sizes)).get(1, data.image_size)
-    return (size, size) if size else None
 
 
 def label_text(label: np.ndarray, names: Sequence[str]) -> str:

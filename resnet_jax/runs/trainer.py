@@ -26,6 +26,7 @@ from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
 from resnet_jax.training.callbacks import StopSignals, check_needed_parts
 from resnet_jax.training.loop import Loop, run
+from resnet_jax.training.program import size_in
 from resnet_jax.training.state import Variables
 
 CONTINUED = "resume=True, with an optimizer of a lower learning rate"
@@ -74,7 +75,8 @@ class Trainer(core.Trainer):
         result = core.result_of(loop)
         if self.report:
             trained = model if loop.model is first else loop.model  # a callback may have grown it
-            report_of_fit(path, Own(data, trained, self.preprocess, self.seed, self.batch_size))
+            first_step = loop.program.preprocess_to(size_in(loop.sizes, 1))
+            report_of_fit(path, Own(data, trained, first_step, self.seed, self.batch_size))
         return RunResult(result.variables, result.history, result.state, result.stopped, path)
 
     def _about(self, loop: Loop) -> Meta:

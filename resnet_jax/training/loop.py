@@ -11,7 +11,7 @@ from resnet_jax.training.events import notify, started
 from resnet_jax.training.memory import enough_memory
 from resnet_jax.training.metrics import Row, Sums, check_finite
 from resnet_jax.training.parallel import Device, replicate, shard
-from resnet_jax.training.program import Program, Size
+from resnet_jax.training.program import Program, Size, Sizes, size_in
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.step import Dataset, epoch_rows, eval_rows
 
@@ -25,7 +25,7 @@ class Loop:
     program: the model, its compiled steps and its initial state. data: the images on the host. epochs: to make in
     all. history: a row for each finished epoch. sums, seconds: the metrics and the duration so far of the epoch that
     has begun. position: its steps so far. stopping: why the fit is to end, or None. learning_rate: step -> rate.
-    sizes: (epoch, size) in the order of the epochs, from 1: the size of training images from that epoch on.
+    sizes: see Sizes in program.py.
     """
 
     program: Program
@@ -35,7 +35,7 @@ class Loop:
     batch_size: int
     steps_per_call: int
     learning_rate: Any = None
-    sizes: tuple[tuple[int, Size], ...] = ()
+    sizes: Sizes = ()
     history: list[Row] = dataclasses.field(default_factory=list)
     sums: Sums = dataclasses.field(default_factory=Sums)
     seconds: float = 0.0
@@ -79,8 +79,8 @@ class Loop:
     @property
     def train_size(self) -> Size | None:
         """The size of the training images of the epoch in progress, or of the next one; None: that of evaluation."""
-        begun = [size for epoch, size in self.sizes if epoch <= len(self.history) + 1]
-        return begun[-1] if begun and begun[-1] != self.program.input_shape[:2] else None
+        size = size_in(self.sizes, len(self.history) + 1)
+        return None if size == self.program.input_shape[:2] else size
 
     @property
     def row(self) -> Row:

@@ -16,6 +16,7 @@ from resnet_jax.training.state import TrainState, Variables, create_state
 from resnet_jax.training.step import make_eval_step, make_train_steps
 
 Size = tuple[int, int]  # height and width in pixels
+Sizes = tuple[tuple[int, Size], ...]  # (epoch, size) in order, epochs from 1: of training images from that epoch on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +59,12 @@ class Program:
         """A call of the devices that makes that many updates. size: of the images; None is that of the evaluation."""
         steps = self._of_size.get(size)
         if steps is None:
-            preprocess = self.preprocess if size is None else dataclasses.replace(self.preprocess, image_size=size)
-            steps = self._of_size[size] = make_train_steps(preprocess, self.devices)
+            steps = self._of_size[size] = make_train_steps(self.preprocess_to(size), self.devices)
         return steps(num_steps)
+
+    def preprocess_to(self, size: Size | None) -> Preprocess:
+        """What happens to training images of this size; None is that of the evaluation."""
+        return self.preprocess if size is None else dataclasses.replace(self.preprocess, image_size=size)
 
     @functools.cached_property
     def _of_size(self) -> dict[Size | None, Callable[[int], Callable[..., Any]]]:
@@ -79,3 +83,9 @@ class Program:
     def with_model(self, model: nn.Module) -> "Program":
         """The programs of another network, with its own initialisation."""
         return dataclasses.replace(self, model=model, variables=None)
+
+
+def size_in(sizes: Sizes, epoch: int) -> Size | None:
+    """The size of training images in an epoch, from 1; None before the first of the sizes: that of the evaluation."""
+    begun = [size for first, size in sizes if first <= epoch]
+    return begun[-1] if begun else None

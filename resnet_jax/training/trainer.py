@@ -22,7 +22,7 @@ from resnet_jax.training.memory import check_size
 from resnet_jax.training.metrics import Row, Sums
 from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
 from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_per_call, replicate
-from resnet_jax.training.program import Program, Size
+from resnet_jax.training.program import Program, Size, Sizes
 from resnet_jax.training.state import TrainState, Variables, initialise
 from resnet_jax.training.step import Dataset, check_parts
 
@@ -233,7 +233,7 @@ def check_model(model: nn.Module, input_shape: tuple[int, ...], num_classes: int
         raise ConfigError(f"model: {type(model).__name__} has no parameters to train")
 
 
-def checked_sizes(sizes: Any) -> tuple[tuple[int, Size], ...]:
+def checked_sizes(sizes: Any) -> Sizes:
     """The sizes as ((epoch, (height, width)), ...); ConfigError for invalid ones, or for too many."""
     try:
         pairs = [(epoch, (size, size) if isinstance(size, int) else tuple(size)) for epoch, size in sizes]
@@ -245,9 +245,12 @@ def checked_sizes(sizes: Any) -> tuple[tuple[int, Size], ...]:
     ]
     epochs = [epoch for epoch, _ in held]
     if epochs != sorted(set(epochs)):
-        raise ConfigError(f"sizes: the epochs {listed(map(str, epochs))} are out of order; give each once, in order")
+        raise ConfigError(
+            f"sizes (--sizes): the epochs {listed(map(str, epochs))} are out of order; give each epoch once, and the "
+            "earliest first"
+        )
     if len({size for _, size in held}) > MOST_SIZES:
-        raise ConfigError(f"sizes: a program is compiled for each of them; give at most {MOST_SIZES}")
+        raise ConfigError(f"sizes (--sizes): a program is compiled for each size; give at most {MOST_SIZES} sizes")
     return tuple(held)
 
 

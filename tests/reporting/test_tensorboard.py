@@ -165,6 +165,13 @@ def test_the_augmented_images_are_those_of_the_first_step(tmp_path):
     assert all(min(abs(a).mean(), abs(b).mean()) < 51 for a, b in zip(plain, flipped, strict=True))
 
 
+def test_the_augmented_images_have_the_size_of_the_first_step(tmp_path):
+    """10 images of 4x5 pixels with a white line below and beside each, in rows of 8."""
+    train(TensorBoard(tmp_path, images=10), own_data(), sizes=[(1, (4, 5)), (2, 6)], max_epochs=1)
+    ((_, shown),) = read(tmp_path)["images/augmented"]
+    assert shown.shape == (2 * 5, 8 * 6, 3)
+
+
 @pytest.mark.parametrize(("part", "devices"), [("validation", 1), ("validation", 2), ("test", 1)])
 def test_the_confusion_matrix_is_that_of_the_weights(part, devices, tmp_path):
     """By model.apply over the whole part at once; 15 images in batches of 12."""

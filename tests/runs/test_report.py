@@ -13,7 +13,7 @@ from resnet_jax import fit
 from resnet_jax.data import from_arrays
 from resnet_jax.errors import CheckpointError, ConfigError, DataError
 from resnet_jax.reporting import page
-from resnet_jax.runs import report
+from resnet_jax.runs import gathered, report
 from resnet_jax.runs.evaluation import open_run, own_data
 from resnet_jax.runs.gathered import AUGMENTED, Own, gather, same_data
 from resnet_jax.runs.report import write_comparison, write_report
@@ -66,8 +66,6 @@ def test_its_mistakes_are_mistakes_and_its_numbers_find_them(reported):
 
 def test_its_training_pictures_are_those_of_the_first_step(data_dir, tmp_path, monkeypatch):
     """A callback of one step reads the picture that the network gets: through the loop's own augmentation."""
-    from resnet_jax.runs import gathered
-
     seen = []
     monkeypatch.setattr(gathered, "data_uri", lambda picture: seen.append(picture) or "data:,")
     config = made.make_config(data_dir, tmp_path / "run", epochs=1, devices=1, normalize=False)
@@ -171,12 +169,18 @@ def test_overrides_are_shown(copy):
 # --- a run of a Trainer
 
 
-def own_run(run_dir, **parts):
+def own_run(run_dir, sizes=(), **parts):
     images, labels = made.make_splits().train
     data = from_arrays(images, labels, class_names=tuple("abcd"), **parts)
     model = resnet_jax.create_model(made.NETS[0], 4)
     trainer = resnet_jax.Trainer(
-        max_epochs=1, batch_size=16, devices=1, progress=False, augment=[resnet_jax.augment.flip], run_dir=run_dir
+        max_epochs=2 if sizes else 1,
+        batch_size=16,
+        devices=1,
+        progress=False,
+        augment=[resnet_jax.augment.flip],
+        sizes=sizes,
+        run_dir=run_dir,
     )
     trainer.fit(model, data)
     return data
@@ -195,6 +199,13 @@ def test_a_trainer_writes_the_whole_report_at_its_end(tmp_path, capsys):
     assert len(held.history) == 1
     assert held.notes[0].startswith("There are no figures, pictures and layers: a Trainer made this run")
     assert {fact.label for fact in held.about} >= {"Data", "Digest of the data", "Hardware", "Versions"}
+
+
+def test_its_training_pictures_have_the_size_of_the_first_epoch(tmp_path, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(gathered, "data_uri", lambda picture: shapes.append(picture.shape) or "data:,")
+    own_run(tmp_path / "run", sizes=[(1, 6), (2, 8)])  # without another part there are no pictures of mistakes
+    assert shapes == [(6, 6, 1)] * AUGMENTED
 
 
 def test_data_without_a_test_and_a_validation_part(tmp_path):

@@ -12,9 +12,10 @@ from made import STEPS, change, final, fit_stopped_at, make_config, read_rows
 from resnet_jax import fit, load
 from resnet_jax.cli import command
 from resnet_jax.errors import ConfigError
+from resnet_jax.runs import gathered
 from resnet_jax.runs.build import load_data
 from resnet_jax.runs.checks import check
-from resnet_jax.runs.gathered import gather
+from resnet_jax.runs.gathered import AUGMENTED, gather
 
 OPTIONS = {"epochs": 3, "sizes": "1:6,3:8", "devices": 1, "flip_averaging": True, "image_size": 10}
 
@@ -76,6 +77,13 @@ def test_the_report_has_both(whole):
     assert len(report.augmented) == 10
 
 
+def test_the_report_shows_training_images_of_the_first_size(whole, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(gathered, "data_uri", lambda picture: shapes.append(picture.shape) or "data:,")
+    gather(whole)
+    assert shapes[-AUGMENTED:] == [(6, 6, 1)] * AUGMENTED
+
+
 def test_the_averaged_figure_chooses_nothing(data_dir, tmp_path):
     """With a validation part the best checkpoint is that of the plain validation accuracy."""
     run_dir: Path = tmp_path / "run"
@@ -95,8 +103,8 @@ def test_the_averaged_figure_chooses_nothing(data_dir, tmp_path):
         ("1:6,2", "is not EPOCH:SIZE"),
         ("0:6", "--sizes 0:6: the size changes at epoch 1 to --epochs 2"),
         ("3:6", "--sizes 3:6: the size changes at epoch 1 to --epochs 2"),
-        ("2:6,1:8", "the epochs are out of order"),
-        ("1:6,1:8", "the epochs are out of order"),
+        ("2:6,1:8", "sizes \\(--sizes\\): the epochs 2, 1 are out of order"),
+        ("1:6,1:8", "the epochs 1, 1 are out of order"),
         ("1:5000", "--sizes 1:5000: use 1 to 4096 pixels"),
         ("1:2", "--sizes 1:2: image size 2x2 is too small"),
     ],
