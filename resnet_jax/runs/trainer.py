@@ -24,6 +24,7 @@ from resnet_jax.runs.report import report_of_fit
 from resnet_jax.runs.stopped import Stopped
 from resnet_jax.runs.stored import Meta
 from resnet_jax.training import trainer as core
+from resnet_jax.training.averaging import Averaging
 from resnet_jax.training.callbacks import StopSignals, check_needed_parts
 from resnet_jax.training.loop import Loop, run
 from resnet_jax.training.program import size_in
@@ -88,7 +89,8 @@ class Trainer(core.Trainer):
         )
         held: Meta = {"image_size": list(self.preprocess.image_size or (0, 0)), "freeze": list(self.freeze)}
         held |= {"batch_size": self.batch_size, "seed": self.seed, "normalize": [_numbers(mean), _numbers(std)]}
-        held["averaging"] = type(self.averaging).__name__ if self.averaging else ""
+        held |= {"averaging": _in_words(self.averaging), "sizes": loop.sizes}
+        held |= {"sam": float(self.sam), "accumulate": int(self.accumulate)}
         held = json.loads(json.dumps(held))  # as a checkpoint holds it
         info = dataclasses.replace(info, digest=data.digest)
         return {"trainer": held, "model": repr(type(loop.model)), "data": dataclasses.asdict(info)}
@@ -98,15 +100,30 @@ class Trainer(core.Trainer):
         if "trainer" not in meta:
             raise ConfigError(f"run_dir {self.run_dir}: train.py made this run; continue it with train.py --resume")
         new = self._about(loop)
-        for name, old in meta["trainer"].items():
-            if old != new["trainer"][name]:
-                raise ConfigError(f"resume: the run in {self.run_dir} has {name} {old}, not {new['trainer'][name]}")
+        for name, old in meta["trainer"].items():  # runs of earlier versions have fewer names
+            value = new["trainer"][name]
+            if name == "averaging" and old and "(" not in old:  # the class alone, of an earlier version
+                value = value.partition("(")[0]
+            if old != value:
+                raise ConfigError(
+                    f"resume: the run in {self.run_dir} has {name} {old!r}, not {value!r}; give the same, or a new "
+                    "run_dir"
+                )
         if meta["model"] != new["model"]:
             raise ConfigError(f"resume: the run in {self.run_dir} has a {meta['model']}, not a {new['model']}")
         if meta["data"]["digest"] != new["data"]["digest"]:
             raise ConfigError(
                 f"resume: the run in {self.run_dir} was trained on other data; give the same, or a new run_dir"
             )
+
+
+def _in_words(averaging: Averaging | None) -> str:
+    """The class and the values of an averaging, to compare two of them; "" for None. Functions are not compared."""
+    if averaging is None:
+        return ""
+    held = {field.name: getattr(averaging, field.name) for field in dataclasses.fields(averaging)}
+    words = (f"{name}={'function' if callable(value) else format(float(value), '.9g')}" for name, value in held.items())
+    return f"{type(averaging).__name__}({', '.join(words)})"
 
 
 def _numbers(values: Any) -> tuple[float, ...] | None:

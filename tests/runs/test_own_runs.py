@@ -15,6 +15,8 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import cli
 from resnet_jax.errors import CallbackError, CheckpointError, ConfigError
+from resnet_jax.runs.checkpoint import Checkpoints
+from resnet_jax.training.averaging import fading_alpha
 
 RNG = np.random.default_rng(0)
 LABELS = (np.arange(60) % 3).astype(np.int32)
@@ -38,6 +40,9 @@ def trainer(run_dir, **changes) -> resnet_jax.Trainer:
 
 def weights(result) -> list[np.ndarray]:
     return jax.tree.leaves(jax.device_get(result.variables))
+
+
+FADING = resnet_jax.Lookahead(2, fading_alpha(2, 12))
 
 
 class RaiseAt:
@@ -92,6 +97,10 @@ def test_load_needs_the_model_and_gives_the_best_checkpoint(tmp_path):
         ({"seed": 1}, DATA, "has seed 0, not 1"),
         ({"normalize": (DATA.mean, DATA.std)}, DATA, "has normalize"),
         ({"freeze": ("Conv_0",)}, DATA, "has freeze"),
+        ({"sizes": [(2, 6)]}, DATA, r"has sizes \[\], not \[\[2, \[6, 6\]\]\]; give the same, or a new run_dir"),
+        ({"sam": 0.05}, DATA, "has sam 0.0, not 0.05"),
+        ({"accumulate": 2}, DATA, "has accumulate 1, not 2"),
+        ({"averaging": resnet_jax.Ema(0.9)}, DATA, r"has averaging '', not 'Ema\(decay=0.9\)'"),
         ({"max_epochs": 2}, DATA, "the run has begun epoch 3"),
         ({}, resnet_jax.data.from_arrays(IMAGES[::-1], LABELS, validation=12, test=12), "was trained on other data"),
         ({"run_dir": None}, DATA, "resume=True needs run_dir"),
@@ -100,6 +109,34 @@ def test_load_needs_the_model_and_gives_the_best_checkpoint(tmp_path):
 def test_a_run_does_not_become_another(tmp_path_factory, finished, changes, data, message):
     with pytest.raises(ConfigError, match=message):
         trainer(**{"run_dir": finished, "resume": True, **changes}).fit(Own(), data)
+
+
+@pytest.mark.parametrize(
+    ("averaging", "others", "values"),
+    [
+        (resnet_jax.Ema(0.9), (resnet_jax.Ema(0.99), resnet_jax.Lookahead(2)), "decay=0.9"),
+        (FADING, (dataclasses.replace(FADING, every=3), resnet_jax.Lookahead(2)), "every=2, alpha=function"),
+    ],
+)
+def test_the_values_of_an_averaging_are_compared(tmp_path, monkeypatch, averaging, others, values):
+    """An earlier version kept the name of the class alone: of its runs, the class is compared."""
+    name, path = type(averaging).__name__, tmp_path / "run"
+    trainer(path, averaging=averaging, max_epochs=1).fit(Own(), DATA)
+    for other in others:
+        with pytest.raises(ConfigError) as caught:
+            trainer(path, resume=True, averaging=other).fit(Own(), DATA)
+        assert f"has averaging '{name}({values})', not '{type(other).__name__}(" in str(caught.value)
+    read = Checkpoints.restore_meta
+
+    def of_earlier_version(self, step):
+        meta = read(self, step)
+        held = {key: value for key, value in meta["trainer"].items() if key not in ("sizes", "sam", "accumulate")}
+        return meta | {"trainer": held | {"averaging": name}}
+
+    monkeypatch.setattr(Checkpoints, "restore_meta", of_earlier_version)
+    with pytest.raises(ConfigError, match=f"has averaging '{name}', not ''"):
+        trainer(path, resume=True).fit(Own(), DATA)
+    assert len(trainer(path, resume=True, max_epochs=2, averaging=others[0]).fit(Own(), DATA).history) == 2
 
 
 @pytest.fixture(scope="module")
