@@ -13,6 +13,7 @@ using Dims = memory::dims;
 using Ints = ffi::Span<const int64_t>;
 
 enum Direction : int64_t { kForward, kBackwardData, kBackwardWeights };
+constexpr int64_t kConvertedKernel = -2;  // begins the key of a kernel in a layout of oneDNN; winograd.cc has -1
 
 // What a convolution adds to its sums: y = relu?(conv(x, w) + bias? + residual?).
 struct Added {
@@ -77,6 +78,18 @@ struct Plan {
   memory::desc convert_scratchpad;
   bool direct = false;         // the primitive uses the user's layout
 };
+
+// The key of a kernel in a layout, which plans of other batch sizes share. `plan` is the key for a layout that oneDNN
+// does not describe.
+PlanKey LayoutKey(const memory::desc& weights, const PlanKey& plan) {
+  if (weights.get_format_kind() != memory::format_kind::blocked) return plan;
+  PlanKey key = {kConvertedKernel, static_cast<int64_t>(weights.get_data_type()), weights.get_ndims()};
+  for (const Dims& numbers : {weights.get_dims(), weights.get_padded_dims(), weights.get_strides(),
+                              weights.get_inner_blks(), weights.get_inner_idxs()}) {
+    key.insert(key.end(), numbers.begin(), numbers.end());
+  }
+  return key;
+}
 
 dnnl::primitive_attr ScratchpadFromUs() {
   dnnl::primitive_attr attributes;
@@ -150,8 +163,8 @@ class Call {
   memory KeptWeights(void* user, const ffi::AnyBuffer& digest) {
     if (plan_->direct) return Wrap(plan_->weights, user);
     const auto convert = [&](void* to) { Convert(Wrap(geometry_.UserWeights(), user), Wrap(plan_->weights, to)); };
-    return Wrap(plan_->weights, ConvertedKernels(turn_).Get(turn_, KernelKey(key_, digest), plan_->weights.get_size(),
-                                                            convert));
+    const PlanKey key = KernelKey(LayoutKey(plan_->weights, key_), digest);
+    return Wrap(plan_->weights, ConvertedKernels(turn_).Get(turn_, key, plan_->weights.get_size(), convert));
   }
 
   // Where the primitive writes the weight gradient; StoreWeights converts it to the user's layout.
@@ -188,7 +201,7 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
                    Ints strides, Ints padding, int64_t groups) {
   return Guarded("convolution", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(x, w, *y, strides, padding, groups);
-    const bool has_bias = bias.element_count() > 0;
+    const bool has_bias = BiasOf(bias, g.y[1]) != nullptr;
     ExpectWrites(*y);
     Call call(turn, g, kForward, Added{has_bias});
     std::unordered_map<int, memory> arguments = {{DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
@@ -199,23 +212,24 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
   }, x, w, bias, *y);
 }
 
-// y = relu?(conv(x, w) + bias + residual?); residual and digest are empty if they are missing.
+// y = relu?(conv(x, w) + bias? + residual?); bias, residual and digest are empty if they are missing.
 ffi::Error Inference(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::AnyBuffer residual,
                      ffi::AnyBuffer digest, ffi::Result<ffi::AnyBuffer> y, Ints strides, Ints padding, int64_t groups,
                      bool relu) {
   return Guarded("convolution for inference", [&](const Turn& turn) {
     const Geometry g = Geometry::Of(x, w, *y, strides, padding, groups);
-    const bool has_residual = residual.element_count() > 0;
+    const bool has_bias = BiasOf(bias, g.y[1]) != nullptr;
+    void* const added = ResidualOf(residual, *y);
     ExpectWrites(*y);
-    Call call(turn, g, kForward, {true, has_residual, relu});
+    Call call(turn, g, kForward, {has_bias, added != nullptr, relu});
     std::unordered_map<int, memory> arguments = {
         {DNNL_ARG_SRC, call.Wrap(g.X(), x.untyped_data())},
         {DNNL_ARG_WEIGHTS, KeepsKernels(digest, *y) ? call.KeptWeights(w.untyped_data(), digest)
                                                     : call.Weights(w.untyped_data())},
-        {DNNL_ARG_BIAS, call.Wrap(g.Bias(), bias.untyped_data())},
         {DNNL_ARG_DST, call.Wrap(g.Y(), y->untyped_data())}};
-    if (has_residual) {
-      arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, call.Wrap(g.Y(), residual.untyped_data()));
+    if (has_bias) arguments.emplace(DNNL_ARG_BIAS, call.Wrap(g.Bias(), bias.untyped_data()));
+    if (added != nullptr) {
+      arguments.emplace(DNNL_ARG_ATTR_MULTIPLE_POST_OP(0) | DNNL_ARG_SRC_1, call.Wrap(g.Y(), added));
     }
     call.Run(std::move(arguments));
   }, x, w, bias, residual, *y);

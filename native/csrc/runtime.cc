@@ -14,6 +14,7 @@
 #include <mutex>
 #include <new>
 #include <sstream>
+#include <stdexcept>
 #include <thread>
 
 namespace resnet_jax {
@@ -130,6 +131,19 @@ KernelCache& ConvertedKernels(const Turn&) {
   return *cache;
 }
 
+bool KernelCache::MakeRoom(size_t bytes) {
+  constexpr uint64_t kRounds = 8;  // a kernel is in use if this many calls for each kernel have not passed since
+  while (bytes_ + bytes > kCapacity) {
+    const auto oldest = std::min_element(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
+      return a.second.last_call < b.second.last_call;
+    });
+    if (oldest == kernels_.end() || calls_ - oldest->second.last_call <= kRounds * kernels_.size()) return false;
+    bytes_ -= oldest->second.bytes;
+    kernels_.erase(oldest);
+  }
+  return true;
+}
+
 PlanKey KernelKey(PlanKey key, const ffi::AnyBuffer& digest) {
   const auto* words = static_cast<const uint32_t*>(digest.untyped_data());
   key.insert(key.end(), words, words + digest.element_count());
@@ -151,6 +165,24 @@ void ExpectWrites(void* data, size_t bytes) {
   const uintptr_t end = (first + bytes + kHugePage - 1) / kHugePage * kHugePage;
   // This is advice: if the kernel refuses, the results are the same. Unmapped pages are skipped.
   madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+}
+
+const float* BiasOf(const ffi::AnyBuffer& bias, int64_t channels) {
+  const int64_t count = static_cast<int64_t>(bias.element_count());
+  if (count == 0) return nullptr;
+  if (count != channels || bias.element_type() != ffi::F32) {
+    throw std::invalid_argument("expected a bias (O,) of f32, or of no elements");
+  }
+  return static_cast<const float*>(bias.untyped_data());
+}
+
+void* ResidualOf(const ffi::AnyBuffer& residual, const ffi::AnyBuffer& y) {
+  if (residual.element_count() == 0) return nullptr;
+  const auto mine = residual.dimensions(), wanted = y.dimensions();
+  if (residual.element_type() != y.element_type() || !std::equal(mine.begin(), mine.end(), wanted.begin(), wanted.end())) {
+    throw std::invalid_argument("expected a residual like y, or of no elements");
+  }
+  return residual.untyped_data();
 }
 
 std::string ShapeText(const ffi::AnyBuffer& buffer) {

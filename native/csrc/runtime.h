@@ -88,27 +88,45 @@ class PlanCache {
 // Kernels in the layout of a primitive, kept from call to call.
 //
 // With few images it takes longer to convert a kernel than to use it. The key contains a digest of the kernel, so an
-// entry is what the conversion would give again. The cache is emptied when it is full.
+// entry is what the conversion would give again. A full cache removes the oldest kernels that are out of use. It keeps
+// those in use: a network that is larger than the cache asks for its kernels in turn, and without this rule each kernel
+// would be removed before its next use.
 class KernelCache {
  public:
-  // The converted kernel of `bytes` bytes. Calls make(data) at most once per key. The Turn serves as the lock.
+  // The converted kernel of `bytes` bytes, valid during this Turn. Calls make(data) unless the kernel is kept.
   template <typename Make>
-  void* Get(const Turn&, const PlanKey& key, size_t bytes, Make make) {
+  void* Get(const Turn& turn, const PlanKey& key, size_t bytes, Make make) {
+    ++calls_;
     auto found = kernels_.find(key);
     if (found == kernels_.end()) {
-      if (bytes_ + bytes > kCapacity) kernels_.clear(), bytes_ = 0;
-      auto kernel = std::make_unique<Scratch>();
-      make(kernel->Reserve(bytes));
+      if (!MakeRoom(bytes)) {
+        void* data = turn.weights().Reserve(bytes);
+        make(data);
+        return data;
+      }
+      Kernel kernel = {std::make_unique<Scratch>(), bytes, 0};
+      make(kernel.data->Reserve(bytes));
       bytes_ += bytes;
       found = kernels_.emplace(key, std::move(kernel)).first;
     }
-    return found->second->Reserve(0);
+    found->second.last_call = calls_;
+    return found->second.data->Reserve(0);
   }
 
  private:
+  struct Kernel {
+    std::unique_ptr<Scratch> data;
+    size_t bytes;
+    uint64_t last_call;
+  };
+
+  // Removes the oldest kernels until `bytes` more fit. False if kernels in use leave no room.
+  bool MakeRoom(size_t bytes);
+
   static constexpr size_t kCapacity = size_t{1} << 30;
-  std::unordered_map<PlanKey, std::unique_ptr<Scratch>, PlanKeyHash> kernels_;
+  std::unordered_map<PlanKey, Kernel, PlanKeyHash> kernels_;
   size_t bytes_ = 0;
+  uint64_t calls_ = 0;
 };
 
 KernelCache& ConvertedKernels(const Turn& turn);
@@ -131,6 +149,12 @@ template <typename Buffer>
 void ExpectWrites(const Buffer& buffer) {
   ExpectWrites(buffer.untyped_data(), buffer.size_bytes());
 }
+
+// The bias (O,) of `channels` f32 numbers, or nullptr if it has no elements.
+const float* BiasOf(const ffi::AnyBuffer& bias, int64_t channels);
+
+// What is added to y, which has the same shape and type, or nullptr if it has no elements.
+void* ResidualOf(const ffi::AnyBuffer& residual, const ffi::AnyBuffer& y);
 
 std::string ShapeText(const ffi::AnyBuffer& buffer);  // "f32[128,24,24,64]"
 

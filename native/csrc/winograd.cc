@@ -18,7 +18,7 @@ namespace {
 using Ints = ffi::Span<const int64_t>;
 using Pair = std::array<int64_t, 2>;  // along H and W
 
-constexpr int64_t kWinogradKernel = -1;  // begins the key of a transformed kernel; plans of oneDNN have none below 0
+constexpr int64_t kWinogradKernel = -1;  // begins the key of a transformed kernel; convolution.cc has other numbers
 constexpr int64_t kTilesInTask = 8;
 // Tiles in a block of one thread, and in one that all threads share. With 128 shared tiles the weight gradients of
 // resnet18 at 96x96 took 1.4 to 1.8 times as long (2 cores of a Zen 4; on a Zen 3 within the noise).
@@ -185,15 +185,6 @@ void Check(const ffi::AnyBuffer& x, const ffi::AnyBuffer& w, const ffi::AnyBuffe
   }
 }
 
-const float* BiasOf(const ffi::AnyBuffer& bias, const Shape& s) {
-  const int64_t count = static_cast<int64_t>(bias.element_count());
-  if (count == 0) return nullptr;
-  if (count != s.out.channels || bias.element_type() != ffi::F32) {
-    throw std::invalid_argument("expected a bias (O,) of f32, or of no elements");
-  }
-  return static_cast<const float*>(bias.untyped_data());
-}
-
 // padding: top, bottom, left, right.
 ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi::Result<ffi::AnyBuffer> y,
                    Ints padding, int64_t tile) {
@@ -203,16 +194,8 @@ ffi::Error Forward(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ffi:
     ExpectWrites(*y);
     float* u = KernelSpace(turn, s, 0);
     TransformKernel(turn, s, static_cast<const float*>(w.untyped_data()), false, u);
-    Convolve(turn, s, x.untyped_data(), u, {BiasOf(bias, s)}, y->untyped_data());
+    Convolve(turn, s, x.untyped_data(), u, {BiasOf(bias, s.out.channels)}, y->untyped_data());
   }, x, w, bias, *y);
-}
-
-const void* ResidualOf(const ffi::AnyBuffer& residual, const ffi::AnyBuffer& y) {
-  if (residual.element_count() == 0) return nullptr;
-  if (residual.element_type() != y.element_type() || residual.element_count() != y.element_count()) {
-    throw std::invalid_argument("expected a residual like y, or of no elements");
-  }
-  return residual.untyped_data();
 }
 
 // y = relu?(conv(x, w) + bias + residual?); residual and digest are empty if they are missing.
@@ -233,7 +216,8 @@ ffi::Error Inference(ffi::AnyBuffer x, ffi::AnyBuffer w, ffi::AnyBuffer bias, ff
     } else {
       transform(u = KernelSpace(turn, s, 0));
     }
-    Convolve(turn, s, x.untyped_data(), u, {BiasOf(bias, s), ResidualOf(residual, *y), relu}, y->untyped_data());
+    const WinogradAdded added = {BiasOf(bias, s.out.channels), ResidualOf(residual, *y), relu};
+    Convolve(turn, s, x.untyped_data(), u, added, y->untyped_data());
   }, x, w, bias, residual, *y);
 }
 

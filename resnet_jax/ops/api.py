@@ -85,7 +85,8 @@ def conv_add_relu(
     The sum is computed in float32 (float64 for float64) and then rounded to x's type. The ReLU of the native
     implementation may return 0 for NaN. residual: like the result.
     digest: uint32 numbers that no other kernel has. With it, the native implementation keeps the kernel in the layout
-    that it computes with, if the images are few. For the other operands and the shapes see `conv`.
+    that it computes with, if the images are few: at most 1 GiB of all kernels in the process. For the other operands
+    and the shapes see `conv`.
     """
     _check_conv(x, kernel, bias, strides, padding, groups)
     if residual is not None:

@@ -48,7 +48,8 @@ class Predictor:
 
     model, variables: the network; class_names: the columns of the probabilities; image_shape: (H, W, C) of the training
     images; info: of the training data; preprocess: what happens to images before the network; step: of the checkpoint.
-    arch, config: those of a run of train.py, None for one of a Trainer.
+    arch, config: those of a run of train.py, None for one of a Trainer. To change the weights, assign new `variables`:
+    numpy arrays that are changed in place after the first call have no effect.
     """
 
     _folded: tuple[list[Any], PyTree, Pairs] | None = None  # the leaves of the variables, and what _fold returns

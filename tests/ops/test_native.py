@@ -14,12 +14,19 @@ import numpy as np
 import pytest
 
 from resnet_jax import ops
+from resnet_jax.ops import select
 
 native = pytest.importorskip("resnet_jax_onednn")
 if not ops.native_available():
     pytest.skip("resnet_jax_onednn does not load", allow_module_level=True)
 
 from test_ops import block, block_operands, values_and_gradients  # noqa: E402
+
+RANDOM = np.random.default_rng(3)
+KEPT = {  # kernel, strides and padding of convolutions whose kernels oneDNN keeps in another layout
+    "3x3, stride 2": (RANDOM.normal(size=(3, 3, 64, 64)).astype(np.float32) / 9, (2, 2), ((1, 1), (1, 1))),
+    "1x1": (RANDOM.normal(size=(1, 1, 64, 64)).astype(np.float32) / 9, (1, 1), ((0, 0), (0, 0))),
+}
 
 
 def text_of(function, *operands) -> str:
@@ -60,6 +67,42 @@ def test_an_error_names_operation_and_shapes():
         jax.block_until_ready(jax.jit(partial(call, **how))(*operands))
 
 
+@pytest.mark.parametrize("target", ["conv", "winograd"])
+@pytest.mark.parametrize(
+    ("bias", "residual", "message"),
+    [
+        (jnp.ones(15), jnp.ones(0), r"expected a bias \(O,\) of f32, or of no elements"),
+        (jnp.ones(16), jnp.ones((1, 4, 4, 8)), "expected a residual like y, or of no elements"),
+        (jnp.ones(16), jnp.ones((4, 4, 1, 16)), "expected a residual like y, or of no elements"),
+        (jnp.ones(16), jnp.ones((1, 4, 4, 16), jnp.bfloat16), "expected a residual like y, or of no elements"),
+    ],
+)
+def test_what_an_inference_adds_is_checked(target, bias, residual, message):
+    """Otherwise the library would read beyond the end of these arrays."""
+    if target == "winograd" and not select.winograd_chosen(jnp.float32):
+        pytest.skip("needs AVX2")
+    how = {"padding": np.ones(4, np.int64), "relu": False}
+    how |= {"strides": np.ones(2, np.int64), "groups": np.int64(1)} if target == "conv" else {"tile": np.int64(3)}
+    result = jax.ShapeDtypeStruct((1, 4, 4, 16), jnp.float32)
+    call = jax.ffi.ffi_call(f"resnet_jax_{target}_inference", result)
+    operands = jnp.ones((1, 4, 4, 16)), jnp.ones((3, 3, 16, 16)), bias, residual, jnp.ones(0, jnp.uint32)
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(jax.jit(partial(call, **how))(*operands))
+
+
+@pytest.mark.parametrize("name", ["3x3, stride 2", "1x1"])
+def test_batches_of_all_sizes_share_a_kept_kernel(name):
+    """A digest that names another kernel shows which one is used: the first."""
+    kernel, strides, padding = KEPT[name]
+    window = {"strides": strides, "padding": padding, "digest": jnp.arange(4, dtype=jnp.uint32) + len(name)}
+    call = jax.jit(lambda x, kernel: ops.conv_add_relu(x, kernel, jnp.zeros(64), **window))
+    with ops.cpu_kernels("onednn"):
+        for count in (1, 2, 8, 32):
+            x = jnp.asarray(np.random.default_rng(count).normal(size=(count, 9, 8, 64)), jnp.float32)
+            want = ops.conv(x, jnp.asarray(kernel), strides=strides, padding=padding)
+            np.testing.assert_allclose(call(x, kernel * count), want, rtol=0, atol=1e-4)
+
+
 def resident() -> int:
     """KiB of this process in memory."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -82,8 +125,9 @@ def test_memory_is_flat():
 
 
 def python(code: str, **environment: str) -> str:
-    """Output of a fresh process, standard error included."""
-    path = os.pathsep.join([str(Path(__file__).parents[2]), environment.pop("PYTHONPATH", "")])
+    """Output of a fresh process, standard error included. It imports the library that this process has imported."""
+    found = str(Path(native.__file__).parents[1])
+    path = os.pathsep.join([str(Path(__file__).parents[2]), environment.pop("PYTHONPATH", found)])
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": path, **environment},
@@ -205,6 +249,32 @@ def test_the_quota_limits_the_team_and_the_user_comes_before_it(environment, cor
         print("started", len(set(os.listdir("/proc/self/task")) - before))
     """
     assert f"started {threads}" in python(code, **environment)
+
+
+FULL = """
+    import jax, jax.numpy as jnp; from resnet_jax import ops
+    x, kernel, bias = jnp.ones((1, 1, 1, 4096)), jnp.ones((1, 1, 4096, 4080)), jnp.zeros(4080)
+    run = jax.jit(lambda digest, scale: ops.conv_add_relu(x, kernel * scale, bias, digest=digest)[0, 0, 0, 0] / 4096)
+    def uses(digest, scale):
+        return int(run(jnp.full(4, digest, jnp.uint32), scale))
+    with ops.cpu_kernels("onednn"):
+        first = [uses(digest, 1.0) for digest in range(20)]
+        again = [uses(digest, 2.0) for digest in range(20)]
+        print("kept", again.count(1), "of", first.count(1))
+        calls = next(calls for calls in range(1, 300) if uses(100, float(calls)) != calls)
+        print("another is kept after", calls, "calls; oldest", uses(0, 3.0), uses(15, 3.0))
+"""
+
+
+def test_a_full_cache_keeps_the_kernels_in_use():
+    """1 GiB holds 16 kernels of 63.75 MiB, which a network of 20 such kernels goes on using.
+
+    A kernel takes the place of the oldest one when that one has not been used for 8 x 16 calls.
+    """
+    output = python(FULL)
+    assert "kept 16 of 20" in output
+    assert "another is kept after" in output
+    assert "oldest 3 1" in output
 
 
 def test_a_build_of_an_older_version_is_one_line_and_the_xla_way():
