@@ -187,7 +187,7 @@ class Checkpoints:
 
     def restore(self, step: int, like: TrainState, seed: int) -> TrainState:
         """The state of a checkpoint, as numpy arrays. like: its shapes and dtypes."""
-        items = stored.read_items(self.path(step), _items(like), whole=True)
+        items = stored.read_items(self.path(step), self.restore_meta(step), _items(like), whole=True)
         return like.replace(step=np.int32(step), seed=np.uint32(seed), **items)
 
     def restore_variables(self, step: int, like: PyTree) -> dict[str, PyTree]:
@@ -197,10 +197,10 @@ class Checkpoints:
         """
         own = {name: tree for name, tree in like.items() if name in (PARAMS, STATISTICS)}
         others = {name: tree for name, tree in like.items() if name not in own}
-        averaged = "averages" in self.restore_meta(step)["digests"]
-        items = ({"averages": own} if averaged else own) | {"others": others}
+        meta = self.restore_meta(step)
+        items = ({"averages": own} if "averages" in meta["digests"] else own) | {"others": others}
         items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
-        items = stored.read_items(self.path(step), items)
+        items = stored.read_items(self.path(step), meta, items)
         return like | items.pop("others", {}) | items.pop("averages", {}) | items
 
 

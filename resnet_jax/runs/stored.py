@@ -105,12 +105,11 @@ def check(path: Path) -> Meta:
     return meta
 
 
-def read_items(path: Path, like: dict[str, PyTree], *, whole: bool = False) -> dict[str, PyTree]:
+def read_items(path: Path, meta: Meta, like: dict[str, PyTree], *, whole: bool = False) -> dict[str, PyTree]:
     """Items of the checkpoint as numpy arrays. like: their shapes and dtypes. CheckpointError if these differ.
 
     whole: the checkpoint must have no other items.
     """
-    meta = read_meta(path)
     _check_same_network(path, meta, dict.fromkeys(meta["digests"]) | like if whole else like)
     arrays = read_arrays(path, meta, list(like))
 

@@ -1,7 +1,6 @@
 """Runs of airbench: the whitened kernel is that of the training images and stays; options without an effect."""
 
 import jax
-import made
 import numpy as np
 import pytest
 from made import STEPS, change, final, fit_stopped_at, make_config, make_splits
@@ -15,17 +14,7 @@ from resnet_jax.runs.checks import check
 from resnet_jax.runs.effects import check_made
 
 OPTIONS = {"arch": "airbench", "width": 0.125, "image_size": 10, "batch_norm_momentum": 0.6, "dirac_init": True}
-
-
-@pytest.fixture(scope="module")
-def whole(data_dir, cache_dir, tmp_path_factory):
-    """The folder of a run that was never stopped."""
-    run_dir = tmp_path_factory.mktemp("airbench") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
-        made.install(patch)
-        fit(make_config(data_dir, run_dir, whiten=True, **OPTIONS))
-    return run_dir
+OPTIONS |= {"whiten": True}
 
 
 def test_the_kernel_is_whitened_and_stays(whole):
@@ -39,7 +28,7 @@ def test_the_kernel_is_whitened_and_stays(whole):
 
 
 def test_a_stopped_run_ends_as_the_whole_one(whole, data_dir, tmp_path):
-    config = make_config(data_dir, tmp_path / "run", whiten=True, **OPTIONS)
+    config = make_config(data_dir, tmp_path / "run", **OPTIONS)
     fit_stopped_at(STEPS + 1, config)
     fit(change(config, resume=True))
     assert final(tmp_path / "run") == final(whole)

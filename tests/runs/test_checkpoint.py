@@ -12,6 +12,7 @@ from made import kept, tensorstore_gives_up
 from states import assert_same, make_state, save
 
 from resnet_jax.errors import CheckpointError
+from resnet_jax.runs import stored
 from resnet_jax.runs.checkpoint import Checkpoints, digests
 
 
@@ -58,6 +59,20 @@ def test_what_is_restored_is_what_was_saved(tmp_path):
     assert {key: found[key] for key in meta} == meta
     assert found["validation_accuracy"] == 0.5
     assert found["step"] == 3
+
+
+def test_the_meta_of_a_checkpoint_is_read_once(tmp_path, monkeypatch):
+    """Its history grows with each epoch."""
+    state, reads = make_state(), []
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state, {})
+    read = stored.read_meta
+    monkeypatch.setattr(stored, "read_meta", lambda path: reads.append(path) or read(path))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        checkpoints.restore_variables(3, {"params": state.params, "batch_stats": state.batch_stats})
+        assert len(reads) == 1
+        checkpoints.restore(3, make_state(0), 0)
+        assert len(reads) == 2
 
 
 def test_a_step_is_saved_once(tmp_path):

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import jax
-import made
 import numpy as np
 import pytest
 from made import STEPS, change, final, fit_stopped_at, make_config, read_rows
@@ -18,17 +17,6 @@ from resnet_jax.runs.checks import check
 from resnet_jax.runs.gathered import AUGMENTED, gather
 
 OPTIONS = {"epochs": 3, "sizes": "1:6,3:8", "devices": 1, "flip_averaging": True, "image_size": 10}
-
-
-@pytest.fixture(scope="module")
-def whole(data_dir, cache_dir, tmp_path_factory):
-    """The folder of a run that was never stopped."""
-    run_dir = tmp_path_factory.mktemp("resized") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(cache_dir))
-        made.install(patch)
-        fit(make_config(data_dir, run_dir, **OPTIONS))
-    return run_dir
 
 
 @pytest.mark.parametrize("step", [STEPS - 1, 2 * STEPS, 2 * STEPS + 1])
