@@ -141,10 +141,11 @@ class Forecast:
             tqdm.write(f"first step after {time.monotonic() - self._began:.1f} s, compilation included")
         if pace.calls < 2 + FORECAST_CALLS or loop.devices[0].platform != "cpu":
             return
-        step, left = pace.step_seconds, pace.training_left(loop)
+        step, left, size = pace.step_seconds, pace.training_left(loop), loop.train_size
         if step is not None and left is not None:
+            at = f" at {size[0]}x{size[1]} pixels" if size else ""
             tqdm.write(
-                f"no accelerator: on this CPU an epoch takes about {duration(step * loop.steps)} "
+                f"no accelerator: on this CPU an epoch{at} takes about {duration(step * loop.steps)} "
                 f"and the rest of the run {duration(left)}, without evaluation"
             )
 

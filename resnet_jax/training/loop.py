@@ -80,7 +80,7 @@ class Loop:
     def train_size(self) -> Size | None:
         """The size of the training images of the epoch in progress, or of the next one; None: that of evaluation."""
         size = size_in(self.sizes, len(self.history) + 1)
-        return None if size == self.program.input_shape[:2] else size
+        return None if size is None or size == self.program.input_shape[:2] else size
 
     @property
     def row(self) -> Row:

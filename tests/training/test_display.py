@@ -83,6 +83,19 @@ def test_the_forecast_comes_first(clock, capsys):
     assert len(lines) == 2 + 6
 
 
+def test_the_forecast_of_an_epoch_names_its_size(clock, capsys):
+    """Steps of a minute at 4x4 pixels, then an epoch at 8x8: 14 and 80 minutes are left."""
+    loop = make_loop(steps=20, epochs=2, sizes=((1, (4, 4)), (2, (8, 8))))
+    loop.devices = [types.SimpleNamespace(platform="cpu")]
+    loop.program = types.SimpleNamespace(input_shape=(8, 8, 1))
+    play(loop, [Forecast()], clock, step=60.0, evaluation=10.0)
+    _, line = capsys.readouterr().out.splitlines()
+    assert line == (
+        "no accelerator: on this CPU an epoch at 4x4 pixels takes about 20 min 0 s and the rest of the run 1 h 34 min, "
+        "without evaluation"
+    )
+
+
 def test_durations():
     assert [duration(s) for s in (0, 59.4, 59.6, 3599, 3600, 12000)] == [
         "0 s",

@@ -1,5 +1,7 @@
 """The speed of a fit, and the time that is left of it, against the times that the test made up."""
 
+import types
+
 import pytest
 from watched import Clock, make_loop, play
 
@@ -42,6 +44,31 @@ def test_several_steps_in_a_call():
     assert seconds == pytest.approx(2.0)
     assert left == pytest.approx(2.0 * (2 + 4) + 6.0)
     assert now + left == pytest.approx(clock.now)
+
+
+def test_steps_of_other_sizes_count_by_their_pixels():
+    """4x4 pixels in the first two epochs, then 8x8, the size of the evaluation. A new size compiles a new program."""
+    pace, loop = Pace(), make_loop(steps=10, epochs=4, sizes=((1, (4, 4)), (3, (8, 8))))
+    loop.program = types.SimpleNamespace(input_shape=(8, 8, 1))
+
+    def calls(count, seconds):
+        for _ in range(count):
+            loop.position += 1
+            loop.seconds += seconds
+            pace.step(loop)
+
+    calls(4, 2.0)
+    assert pace.step_seconds == pytest.approx(2.0)
+    assert pace.training_left(loop) == pytest.approx(2.0 * (6 + 1) + 2.0 * 10 + 8.0 * 20)
+    evaluation = 8.0 / 3 * 3  # 30 images of 8x8 pixels are the forward passes of 3 steps
+    assert pace.left(loop) == pytest.approx(194.0 + 4 * evaluation)
+    loop.history = [{"train_seconds": 20.0, "eval_seconds": 8.0}] * 2
+    loop.position, loop.seconds = 0, 0.0
+    calls(1, 50.0)  # with compilation
+    assert pace.step_seconds is pace.left(loop) is None
+    calls(3, 8.0)
+    assert pace.step_seconds == pytest.approx(8.0)
+    assert pace.training_left(loop) == pytest.approx(8.0 * (6 + 1 + 10))
 
 
 def test_it_is_of_the_last_half_minute():
