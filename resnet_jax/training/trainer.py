@@ -108,7 +108,10 @@ class Trainer:
 
     @without_x64()
     def evaluate(self, model: nn.Module, variables: Variables, part: Arrays) -> Sums:
-        """The metrics of every image of a part, each counted once: .mean_loss, .accuracy, .correct, .count."""
+        """The metrics of every image of a part, each counted once: .mean_loss, .accuracy, .correct, .count.
+
+        Each call compiles the evaluation again.
+        """
         if not isinstance(part, tuple) or len(part) != 2:
             raise ConfigError(f"part {type(part).__name__}: give a part of the data, such as data.validation")
         devices = pick_devices(self.devices)
