@@ -4,6 +4,7 @@ import re
 import sys
 import threading
 import types
+from typing import Any
 
 import nbformat
 import pytest
@@ -87,7 +88,8 @@ def test_the_forecast_of_an_epoch_names_its_size(clock, capsys):
     """Steps of a minute at 4x4 pixels, then an epoch at 8x8: 14 and 80 minutes are left."""
     loop = make_loop(steps=20, epochs=2, sizes=((1, (4, 4)), (2, (8, 8))))
     loop.devices = [types.SimpleNamespace(platform="cpu")]
-    loop.program = types.SimpleNamespace(input_shape=(8, 8, 1))
+    program: Any = types.SimpleNamespace(input_shape=(8, 8, 1))
+    loop.program = program
     play(loop, [Forecast()], clock, step=60.0, evaluation=10.0)
     _, line = capsys.readouterr().out.splitlines()
     assert line == (
