@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax
+from jax import numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.errors import ConfigError, one_line
@@ -21,6 +22,7 @@ AXIS = "batch"
 PyTree = Any
 Device = Any  # a jax.Device, which type checkers do not know
 Axes = tuple[str, ...]
+BUCKET = 30 * 2**20  # bytes; XLA makes one all-reduce of several up to this size on GPUs, and so keeps our buckets
 STEPS_PER_CALL = 32  # on accelerators, where a call would otherwise take as long as a small step
 
 
@@ -109,15 +111,72 @@ class Group:
         """
         return jax.tree.map(partial(vary_over, frozenset(self.axes)), tree) if self.tracked else tree
 
+    def differs(self, leaf: jax.Array) -> bool:
+        """Whether a leaf can differ between devices."""
+        return bool(axes_of(leaf)) if self.tracked else self.size > 1
+
     def reduce(self, operation: Callable, tree: PyTree) -> PyTree:
-        """The operation (lax.psum, lax.pmean) of every leaf over the devices.
+        """The operation (lax.psum, lax.pmax) of every leaf over the devices.
 
         A single device under pmap needs none, and XLA:CPU would copy every array for it. Under shard_map, leaves that
         are equal on all devices stay as they are.
         """
-        if self.tracked:
-            return jax.tree.map(lambda leaf: operation(leaf, self.axes) if axes_of(leaf) else leaf, tree)
-        return tree if self.size == 1 else operation(tree, self.axes)
+        return jax.tree.map(lambda leaf: operation(leaf, self.axes) if self.differs(leaf) else leaf, tree)
+
+    def sum(self, tree: PyTree) -> PyTree:
+        """The sum of every leaf over the devices, behind a barrier: gradients, and what crosses with them.
+
+        Without the barrier XLA fuses each layer's update into the backward pass, which then waits for that layer's
+        all-reduce (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts).
+        """
+        leaves, structure = jax.tree.flatten(tree)
+
+        def one_by_one(*leaves: jax.Array) -> tuple[jax.Array, ...]:
+            return lax.optimization_barrier(self.reduce(lax.psum, leaves))
+
+        if self.axes:
+            sums = lax.platform_dependent(*leaves, cpu=one_by_one, tpu=one_by_one, default=self._sum_in_buckets)
+        else:  # under plain jit an array may be split over devices, and XLA would gather it to join it
+            sums = one_by_one(*leaves)
+        return jax.tree.unflatten(structure, sums)
+
+    def _sum_in_buckets(self, *leaves: jax.Array) -> tuple[jax.Array, ...]:
+        """The sums of the leaves, which cross joined to a few long arrays.
+
+        XLA's all-reduce of several arrays on a GPU is a copy into one array, its all-reduce, and a copy out of it. XLA
+        fuses the joining and splitting here with the passes before and after. The long arrays also have the order of
+        the parameters. cuDNN's kernel gradients have another one, in which an update cannot overwrite its parameter.
+        """
+        sums = list(leaves)
+        for places in buckets(leaves, BUCKET):
+            joined = jnp.concatenate([leaves[place].ravel() for place in places])
+            joined = lax.optimization_barrier(self.reduce(lax.psum, joined))
+            ends = np.cumsum([leaves[place].size for place in places])
+            for place, part in zip(places, jnp.split(joined, ends[:-1]), strict=True):
+                sums[place] = part.reshape(leaves[place].shape)
+        return tuple(sums)
+
+
+def buckets(leaves: Sequence[jax.Array], limit: int) -> list[list[int]]:
+    """The places of the leaves in groups of one type and of at most `limit` bytes. A larger leaf is a group of its own.
+
+    The largest leaves come first: the kernels of the last stage, whose gradients are ready first.
+    """
+
+    def type_of(place: int) -> tuple[str, list[str]]:
+        return leaves[place].dtype.name, sorted(axes_of(leaves[place]))
+
+    def size(place: int) -> int:
+        return leaves[place].size * leaves[place].dtype.itemsize
+
+    groups: list[list[int]] = []
+    for place in sorted(range(len(leaves)), key=lambda place: (type_of(place), -size(place))):
+        last = groups[-1] if groups else []
+        if last and type_of(last[0]) == type_of(place) and sum(map(size, last)) + size(place) <= limit:
+            last.append(place)
+        else:
+            groups.append([place])
+    return groups
 
 
 def group_of(batch: PyTree, axis_name: str | Axes | None = None) -> Group:

@@ -146,12 +146,11 @@ def mean_gradient(
         parts = split_batch(state.accumulate, images, labels, key)
         grads, (changed, loss_sum, correct) = accumulated(partial(gradient, params), parts)
     # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. One
-    # all-reduce carries everything. Without the barrier XLA fuses each layer's update into the backward pass, which
-    # then waits for that layer's all-reduce (GPUs: 18 all-reduces for resnext18; benchmarks/ahead_of_time.py counts).
-    grads, loss_sum, correct = lax.optimization_barrier(group.reduce(lax.psum, (grads, loss_sum, correct)))
+    # all-reduce carries everything, and the statistics too if they are those of each device's own images.
+    own = changed if getattr(state.model, "axis_name", None) is None else {}
+    grads, loss_sum, correct, totals = group.sum((grads, loss_sum, correct, jax.tree.map(if_floating, own)))
     metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))
-    if getattr(state.model, "axis_name", None) is None:  # statistics of each device's own images: keep their mean
-        changed = group.reduce(mean_over_devices, changed)
+    changed = {**changed, **jax.tree.map(partial(mean_over_devices, group), own, totals)}
     return grads, changed, metrics
 
 
@@ -223,9 +222,16 @@ def training_batch(
     return preprocess.batch(image_keys(seed, step, places), rows, source)
 
 
-def mean_over_devices(tree: Any, axes: Any) -> Any:
-    """pmean of the floating leaves, pmax of the others, such as counters."""
-    return jax.tree.map(lambda x: (lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else lax.pmax)(x, axes), tree)
+def if_floating(x: jax.Array) -> jax.Array | None:
+    """x, or None for an array of integers, such as a counter."""
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else None
+
+
+def mean_over_devices(group: Group, x: jax.Array, total: jax.Array | None) -> jax.Array:
+    """The mean of x over devices, from its sum; the largest x if the sum is None."""
+    if total is None:
+        return group.reduce(lax.pmax, x)
+    return total / group.size if group.differs(x) else x
 
 
 def apply_training(state: TrainState, variables: Any, images: jax.Array, rngs: Any) -> tuple[jax.Array, dict[str, Any]]:
