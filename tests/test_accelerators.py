@@ -144,9 +144,9 @@ def test_scan_does_the_work_of_its_steps(facts):
 
 
 @pytest.mark.parametrize("steps", [1, ahead_of_time.SCAN])
-@pytest.mark.parametrize("platform", ["tpu", "gpu"])
-def test_fewer_bytes_than_plain_flax(facts, platform, steps):
+@pytest.mark.parametrize(("platform", "share"), [("tpu", 0.95), ("gpu", 0.8)])
+def test_fewer_bytes_than_plain_flax(facts, platform, share, steps):
     """Ours takes its images from a data set, and plain Flax's step does no data work."""
     programs = [ahead_of_time.Program("resnet18", "bfloat16", steps, form) for form in ("sync", "plain")]
     ours, plain = (facts[platform, program]["hbm_bytes"] for program in programs)
-    assert ours < 0.95 * plain
+    assert ours < share * plain
