@@ -3,8 +3,8 @@
 python benchmarks/growth.py --json docs/growth_600.json --plot docs/growth_600.svg
 python benchmarks/growth.py --cost resnet152     what it takes to make a network deeper by a block; trains nothing
 
-Fashion-MNIST at 28x28, the chapter's blocks at half their width, every arm with configs/quick.toml's optimizer over
-its own number of steps (warm-up, then a cosine to 0). One arm grows from a block a stage to ResNet-18's two, a block
+Fashion-MNIST at 28x28, the chapter's blocks at half their width, every arm with SGD and Nesterov momentum over its own
+number of steps (warm-up, then a cosine to 0). One arm grows from a block a stage to ResNet-18's two, a block
 at a time. Compute is multiply-adds: those of the network's forward pass, three times for a step, summed over the steps.
 The arms that share the grown one's compute get as many steps as it pays for, to the nearest.
 
@@ -28,11 +28,9 @@ import jax
 import numpy as np
 
 from resnet_jax import (
-    Config,
     TrainState,
     create_model,
     create_state,
-    load_recipe,
     multiply_adds,
     train_step,
 )
@@ -41,6 +39,7 @@ from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, Network, get_arch
 from resnet_jax.runs import hardware
 from resnet_jax.runs.build import make_optimizer, make_schedule
+from resnet_jax.runs.config import OptimConfig
 from resnet_jax.training.growth import grow_state
 from resnet_jax.training.parallel import replicate
 from resnet_jax.whole_file import whole_file
@@ -50,7 +49,10 @@ SMALL = dataclasses.replace(LARGE, name="resnet10", stages=tuple((1, channels) f
 WIDTH = 0.5
 IMAGE = (28, 28, 1)
 GROWS = {1 / 6: 4, 2 / 6: 3, 3 / 6: 2, 4 / 6: 1}  # share of the steps -> the stage that gets a block, the last first
+BATCH = 128
 WARMUP = 1 / 6  # share of the steps
+# make_schedule takes the whole schedule for one epoch, so the warm-up is a share of it
+OPTIM = OptimConfig(0.1, schedule="cosine", warmup_epochs=WARMUP, momentum=0.9, nesterov=True, weight_decay=5e-4)
 CURVE = 4  # evaluations of a run
 Run = dict[str, Any]
 
@@ -122,8 +124,8 @@ def read_results(parser: argparse.ArgumentParser, path: Path, args: argparse.Nam
 
 def growth_cost(arch: Arch) -> str:
     """Seconds and memory that a run's growth by a block in its largest stage takes, its weights and momentum held."""
-    config, devices = recipe(), jax.local_devices()[:1]
-    optimizer = make_optimizer(config.optim, make_schedule(config.optim, 1, 1))
+    devices = jax.local_devices()[:1]
+    optimizer = make_optimizer(OPTIM, make_schedule(OPTIM, 1, 1))
     shapes = jax.eval_shape(lambda: create_state(create_model(arch), optimizer, (64, 64, 3)))
     state = replicate(jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes), devices)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(jax.block_until_ready(state))) / 1e6
@@ -154,7 +156,7 @@ def arms(steps: int) -> list[Arm]:
     grows = {round(share * steps): stage for share, stage in GROWS.items()}
     grown = Arm("grown", SMALL, steps, grows)
     compute = sum(costs(grown))
-    large, small = cost(LARGE, recipe().batch_size), cost(SMALL, recipe().batch_size)
+    large, small = cost(LARGE, BATCH), cost(SMALL, BATCH)
     return [
         grown,
         Arm("large, same compute", LARGE, round(compute / large)),
@@ -172,12 +174,8 @@ def costs(arm: Arm) -> list[int]:
             blocks, channels = stages[arm.grows[first] - 1]
             stages[arm.grows[first] - 1] = (blocks + 1, channels)
         arch = dataclasses.replace(arm.start, stages=tuple(stages))
-        out += [cost(arch, recipe().batch_size)] * (end - first)
+        out += [cost(arch, BATCH)] * (end - first)
     return out
-
-
-def recipe() -> Config:
-    return load_recipe("quick")
 
 
 def dtype() -> Any:
@@ -205,10 +203,9 @@ def network(arch: Arch) -> Network:
 
 def train(arm: Arm, seed: int, data: ImageDataset) -> Run:
     """A run, its accuracy on all test images, and a few more of them on the way."""
-    train, test, batch_size = data.train, data.test, recipe().batch_size
+    train, test = data.train, data.test
     assert test is not None
-    optim = dataclasses.replace(recipe().optim, warmup_epochs=WARMUP)  # of the one epoch that the schedule takes it for
-    optimizer = make_optimizer(optim, make_schedule(optim, 1, arm.steps))
+    optimizer = make_optimizer(OPTIM, make_schedule(OPTIM, 1, arm.steps))
     compute, arch = costs(arm), arm.start
     curve: list[dict[str, Any]] = []
     order = np.array([], int)
@@ -217,9 +214,9 @@ def train(arm: Arm, seed: int, data: ImageDataset) -> Run:
         if i in arm.grows:
             arch, state = grow_state(arch, state, arm.grows[i])
             state = state.replace(model=network(arch))
-        if len(order) < batch_size:  # the images that are left over sit out this epoch
+        if len(order) < BATCH:  # the images that are left over sit out this epoch
             order = np.random.default_rng([seed, i]).permutation(len(train.labels))
-        rows, order = order[:batch_size], order[batch_size:]
+        rows, order = order[:BATCH], order[BATCH:]
         state, metrics = step(state, (train.images[rows], train.labels[rows]))
         float(metrics.loss)  # waits, so that the host does not run ahead
         if (i + 1) * CURVE // arm.steps > i * CURVE // arm.steps:

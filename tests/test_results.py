@@ -103,7 +103,7 @@ def test_a_table_replaces_the_one_between_the_marks():
 
 def test_the_advice_on_a_cpu():
     assert advice("cpu", {}) == (
-        "--config quick is quicker on a CPU: the same network and images of 28x28 pixels, in minutes"
+        "--config quick is quicker on a CPU: a smaller network and images of 28x28 pixels, in minutes"
     )
     quick = "--config quick is quicker on a CPU: measured test accuracy 0.9100 ± 0.1271 (n = 2) in 3 min 10 s"
     assert advice("cpu", {"quick": QUICK}) == quick

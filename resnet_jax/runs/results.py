@@ -47,7 +47,7 @@ def advice(platform: str, measured: dict[str, Record]) -> str:
         return ""
     what = "is quicker on a CPU" if platform == "cpu" else "is better"
     if other not in measured:
-        return f"--config {other} {what}: the same network and images of 28x28 pixels, in minutes"
+        return f"--config {other} {what}: a smaller network and images of 28x28 pixels, in minutes"
     this = f"; this recipe: {reached(own)}" if own else ""
     return f"--config {other} {what}: measured test accuracy {reached(measured[other])}{this}"
 
