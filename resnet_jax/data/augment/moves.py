@@ -12,6 +12,15 @@ from resnet_jax.data.augment.options import settle_choice, settle_whole
 Edge = Literal["zeros", "reflect"]
 
 
+def one_of(index: jax.Array, *images: jax.Array) -> jax.Array:
+    """The image of this index.
+
+    Under vmap it is a gather. XLA:CPU computes jnp.where again for each use of a pixel: flip and rand_augment then take
+    8 ms in place of 1.5 for 128 images of 28x28.
+    """
+    return lax.dynamic_index_in_dim(jnp.stack(images), index, keepdims=False)
+
+
 def unchanged(key: jax.Array, image: jax.Array) -> jax.Array:
     """The image itself."""
     return image
@@ -19,7 +28,7 @@ def unchanged(key: jax.Array, image: jax.Array) -> jax.Array:
 
 def flip(key: jax.Array, image: jax.Array) -> jax.Array:
     """The image mirrored left to right, with probability 1/2."""
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    return one_of(jax.random.bernoulli(key).astype(jnp.int32), image, image[:, ::-1])
 
 
 def alternating_flip(key: jax.Array, image: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -28,7 +37,7 @@ def alternating_flip(key: jax.Array, image: jax.Array, epoch: jax.Array) -> jax.
     key: of the image's row in the data set; it decides on the side in epoch 0. Two epochs in a row show both sides of
     each image. Source: arXiv:2404.00498, section 3.6.
     """
-    return jnp.where(jax.random.bernoulli(key) ^ (epoch % 2 == 1), image[:, ::-1], image)
+    return one_of((jax.random.bernoulli(key) ^ (epoch % 2 == 1)).astype(jnp.int32), image, image[:, ::-1])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import jax
 from jax import lax
 from jax import numpy as jnp
 
+from resnet_jax.data.augment.moves import one_of
 from resnet_jax.data.augment.options import settle_real, settle_whole
 from resnet_jax.data.augment.tones import grey, scaled
 from resnet_jax.data.augment.warps import turn, warp
@@ -138,4 +139,4 @@ class rand_augment:
         moves = (*MOVES, unmoved)
         matrix, offset = lax.switch(jnp.minimum(choice, len(MOVES)), moves, strength, height, width)
         toned = lax.switch(jnp.maximum(choice - len(MOVES), 0), tones, image, strength)
-        return jnp.where(choice < len(MOVES), warp(image, matrix, offset), toned)
+        return one_of((choice >= len(MOVES)).astype(jnp.int32), warp(image, matrix, offset), toned)
