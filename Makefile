@@ -14,8 +14,8 @@ export TFDS_DATA_DIR := $(DATA_DIR)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help train data test test-oldest test-newest test-real test-long test-browser check lint types format \
-	accelerators docs clean native venv venv-test venv-dev venv-browser
+.PHONY: help train data test test-thorough test-oldest test-newest test-real test-long test-browser check lint types \
+	format accelerators docs clean native venv venv-test venv-dev venv-browser
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1: /p' $(firstword $(MAKEFILE_LIST)) | while IFS=: read -r name text; do \
@@ -45,6 +45,9 @@ data: venv  ## prepare Fashion-MNIST (downloaded, or from Debian's package)
 
 test: venv-test  ## run the tests (ARGS="-k name": flags of pytest; -n 0: in one process)
 	$(PY) $(PYTEST) $(ARGS)
+
+test-thorough: venv-test  ## run the tests that repeat those of make test in other settings
+	$(PY) $(PYTEST) -m thorough $(ARGS)
 
 test-oldest:  ## run the tests on the oldest versions that pyproject.toml admits (constraints-oldest.txt, Python 3.13)
 	@sh scripts/venv.sh -c constraints-oldest.txt -p 3.13 .venv-oldest test
