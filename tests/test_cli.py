@@ -292,6 +292,7 @@ def test_a_job_whose_flags_make_a_value_of_its_recipe_useless(capsys, tmp_path):
         assert says in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_what_is_said_again_of_a_run_is_not_held_against_it(capsys, tmp_path):
     """Flags that only the run's own others make possible: small images, decay epochs."""
     flags = [*GOOD.split(), "--image-size", "6", "--schedule", "step", "--decay-epochs", "1", "--run-dir", "run"]

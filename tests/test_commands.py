@@ -181,6 +181,7 @@ def test_export_and_grow_as_json(run_dir, capsys):
     assert load(held["out"]).arch.name == held["arch"]
 
 
+@pytest.mark.thorough
 def test_grow_and_go_on(run_dir, tmp_path, capsys):
     """The line that it prints is how to go on; what it made converts and exports as any run does."""
     out = says(f"grow {run_dir} --stage 2 --blocks 2 --out grown", capsys)
@@ -200,6 +201,7 @@ def test_grow_and_go_on(run_dir, tmp_path, capsys):
     np.testing.assert_allclose(program.call(images), predictor(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_finished_cosine_run_grows_with_more_epochs(run_dir, tmp_path, capsys):
     """Its rate has come to 0: it is laid out anew, and the jump is told."""
     train(made.make_config(run_dir.parent / "data", tmp_path / "run", epochs=1, schedule="cosine"))

@@ -12,9 +12,27 @@ import sys
 from pathlib import Path
 
 import pytest
+from thorough import thorough_except
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Pages that take more than 10 s, a tenth of the time of all tests. What they show has tests of its own.
+SLOW = {
+    "augmentation",
+    "demo",
+    "from_pytorch",
+    "growth",
+    "layers",
+    "own_code",
+    "own_pictures",
+    "recipes",
+    "report",
+    "run_folder",
+    "search",
+    "start",
+    "training_options",
+    "use",
+}
 NEEDS = re.compile(r"# needs (\w+)\n")  # the first line of a block that runs only where that package is installed
 
 
@@ -29,7 +47,12 @@ def can_run(block: str) -> bool:
     return needs is None or importlib.util.find_spec(needs[1]) is not None
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem)
+RUN = [page for page in PAGES if blocks(page, "python")]
+
+
+@pytest.mark.parametrize(
+    "page", thorough_except(RUN, *(page for page in RUN if page.stem not in SLOW)), ids=lambda page: page.stem
+)
 def test_the_code_of_a_page_runs(page, tmp_path):
     env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, as readers have
     env["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".cache" / "docs" / page.stem)

@@ -119,6 +119,7 @@ def test_the_chapter(tmp_path: Path, pictures: Path) -> None:
     assert plots(notebook) == ["draw-classes", "show-data", "curves", "predict"]
 
 
+@pytest.mark.thorough
 def test_colab_trains_on_all_devices_and_resumes(tmp_path: Path, pictures: Path) -> None:
     first = execute("colab_tpu", tmp_path, data_folder=pictures, **SMALL)
     kept = printed(first, "install-code")

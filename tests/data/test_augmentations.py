@@ -80,7 +80,7 @@ def test_every_augmentation_of_the_table_is_tested():
     assert set(AUGMENTATIONS) == tested | mixes | {"alternating_flip"}
 
 
-@pytest.mark.parametrize("image", [GREYS, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("image", [pytest.param(GREYS, marks=pytest.mark.thorough), COLOUR], ids=["grey", "colour"])
 @pytest.mark.parametrize("function", EXAMPLES, ids=lambda function: getattr(function, "__name__", repr(function)))
 def test_shape_range_and_determinism(function, image):
     out = draws(function, image, KEYS[:100])

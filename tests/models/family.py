@@ -37,6 +37,9 @@ COUNTS: dict[str, tuple[int, int]] = {  # name -> (classes, parameters)
 }
 SQUEEZED_RESNET50 = 28_088_024  # timm's seresnet50, 1000 classes
 
+# a small network of each kind of block and of stem; the others differ from these in depth and width
+ONE_OF_EACH = ("resnet18", "resnext18", "tv_resnet18", "resnet50", "resnet20", "resnext29_8x64d", "wrn_16_4")
+
 TORCHVISION = (
     "tv_resnet18", "tv_resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
     "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",

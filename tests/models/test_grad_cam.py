@@ -10,6 +10,7 @@ import pytest
 import seeded
 from flax import linen as nn
 from jax import numpy as jnp
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax import ResNet, create_model, features, grad_cam
@@ -91,7 +92,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", thorough_except(NETS, "residual", "preact group norm"))
 def test_the_default_layer_of_a_resnet_is_what_is_pooled(name):
     """There the gradient of a logit is the head's column over h w, so the map is each position's part of the logit."""
     model, x = NETS[name], seeded.normal("cam", (3, 16, 20, 3))
@@ -141,7 +142,7 @@ def test_an_inner_layer_is_the_chain_rule_through_the_rest(layer):
     np.testing.assert_allclose(found, expected, atol=0.05 * expected.max())
 
 
-@pytest.mark.parametrize("layer", [None, "stage2", "stage1/block1"])
+@pytest.mark.parametrize("layer", thorough_except((None, "stage2", "stage1/block1"), "stage2"))
 def test_bfloat16_and_the_native_kernels(layer):
     x = seeded.normal("kernels", (2, 12, 12, 1))
     make = partial(create_model, "resnet20", width=0.5)
@@ -158,8 +159,7 @@ def test_bfloat16_and_the_native_kernels(layer):
         np.testing.assert_allclose(half, exact, atol=0.1 * exact.max())
 
 
-@pytest.mark.parametrize("row", [0, 1])
-@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize(("column", "row"), thorough_except([(0, 0), (0, 1), (1, 0), (1, 1)], (0, 1), (1, 0)))
 def test_the_map_is_where_the_picture_has_content(row, column):
     """resnet20 has no biases before its head: where a picture is 0 all around, so are the activations."""
     x = np.zeros((1, 64, 64, 1), np.float32)

@@ -12,6 +12,7 @@ import pytest
 import seeded
 from flax import linen as nn
 from jax import numpy as jnp
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax import ResNet, create_model, ops
@@ -95,8 +96,8 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("mode", seeded.MODES)
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("mode", thorough_except(seeded.MODES, "train"))
+@pytest.mark.parametrize("name", thorough_except(PAIRS, "group", "ours gelu"))
 def test_a_network_is_the_same_in_flaxs_own_layers(name, mode):
     norm, act, flax_norm, flax_act = PAIRS[name]
     ours = ResNet(ARCH, stem_channels=8, norm=norm, act=act)
@@ -110,6 +111,7 @@ def test_a_network_is_the_same_in_flaxs_own_layers(name, mode):
         np.testing.assert_allclose(mine[key], value, rtol=0, atol=atol, err_msg=key)
 
 
+@pytest.mark.thorough
 def test_group_norm_trains():
     model = ResNet(ARCH, 3, stem="small", stem_channels=8, norm=GROUPS)
     x, y = jnp.asarray(seeded.normal("train", (8, 8, 8, 3))), jnp.arange(8) % 3
@@ -145,8 +147,8 @@ def composed_relu(x):
     return jax.nn.relu(x)
 
 
-@pytest.mark.parametrize("mode", seeded.MODES)
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("mode", thorough_except(seeded.MODES, "train"))
+@pytest.mark.parametrize("name", thorough_except(BLOCKS, "residual", "preact"))
 def test_fused_and_composed_agree(name, mode):
     block, arguments = BLOCKS[name]
     answers = [
@@ -224,7 +226,7 @@ def test_models_can_be_pickled(name):
     assert repr(pickle.loads(pickle.dumps(model))) == repr(model)  # partials are equal only to themselves
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", thorough_except(BLOCKS, "residual"))
 def test_a_block_takes_bfloat16(name):
     """The default layers compute in float32 and return it, in training as in evaluation."""
     block, arguments = BLOCKS[name]

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from thorough import thorough_except
 
 from resnet_jax import ops
 from resnet_jax.ops import select
@@ -63,7 +64,7 @@ def exact(x, kernel, bias, residual, relu: bool, strides, padding, groups) -> np
     return np.maximum(y, 0) if relu else y
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", thorough_except((jnp.float32, jnp.bfloat16), jnp.bfloat16))
 @pytest.mark.parametrize("name", CASES)
 def test_values(name, dtype, kernels):
     (x, kernel, bias, residual), window = made(name, dtype)

@@ -9,11 +9,12 @@ from jax import export
 from jax import numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from test_ops import WAYS, block_operands, normal
+from thorough import thorough_except
 
 from resnet_jax import ops
 
 DEVICES = 8
-CHOICES = [*WAYS, "plain"]
+CHOICES = [*WAYS, pytest.param("plain", marks=pytest.mark.thorough)]
 WHOLE, SPLIT = PartitionSpec(), PartitionSpec("batch")
 PAD = ((1, 1), (1, 1))
 
@@ -44,7 +45,7 @@ def operands(dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("way", CHOICES)
-@pytest.mark.parametrize("axes", [(DEVICES,), (4, 2)])
+@pytest.mark.parametrize("axes", [(DEVICES,), pytest.param((4, 2), marks=pytest.mark.thorough)])
 def test_gradients_with_shared_statistics(way, axes):
     """Synchronised statistics: 8 devices compute what one computes on the whole batch.
 
@@ -63,7 +64,7 @@ def test_gradients_with_shared_statistics(way, axes):
 
 
 @pytest.mark.parametrize("way", CHOICES)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", thorough_except(("float32", "bfloat16"), "float32"))
 def test_gradients_with_local_statistics(way, dtype):
     """Gradients of replicated parameters are the sums over devices; outputs and statistics are each device's own."""
     parameters, x = operands(dtype)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from made import STEPS, change, final, fit_stopped_at, make_config, make_splits
+from thorough import thorough_except
 
 from resnet_jax import fit, load
 from resnet_jax.errors import ConfigError, InteropError
@@ -27,6 +28,7 @@ def test_the_kernel_is_whitened_and_stays(whole):
     assert predictor.model.norm.keywords == {"momentum": 0.6}
 
 
+@pytest.mark.thorough
 def test_a_stopped_run_ends_as_the_whole_one(whole, data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", **OPTIONS)
     fit_stopped_at(STEPS + 1, config)
@@ -46,7 +48,7 @@ def test_the_run_is_weights_and_neither_grows_nor_converts(whole, tmp_path):
     assert layer_summary(load(whole).model, (1, 10, 10, 1)).parameters == 40 + 9 * (64 + 64 + 256 + 3 * 1024) + 272
 
 
-@pytest.mark.parametrize("arch", ["airbench", "tiny"])
+@pytest.mark.parametrize("arch", thorough_except(("airbench", "tiny"), "airbench"))
 def test_the_momentum_changes_the_running_averages_alone(arch, data_dir, tmp_path):
     """One step from the same state: the averages keep another share of the old values, which are 0 and 1."""
     options = {"epochs": 1, "batch_size": 52, "devices": 1, "arch": arch, "image_size": 10, "width": 0.125}

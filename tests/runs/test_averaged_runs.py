@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from made import final, fit_stopped_at, make_config, make_splits
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax import fit, load
@@ -27,7 +28,7 @@ def same(mine, theirs) -> None:
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(mine), jax.device_get(theirs))
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", thorough_except(RUNS, "lookahead"))  # ema: test_a_run_that_grows
 def test_a_run_that_is_stopped_and_resumed_has_the_same_bits(name, data_dir, tmp_path):
     """Inside an epoch. The predictor of a run has the averaged weights, which its last row measured."""
     result = fit(make_config(data_dir, tmp_path / "a", **RUNS[name]))
@@ -80,6 +81,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(data_dir, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.thorough
 def test_a_fit_of_a_trainer(tmp_path):
     """Its folder has the averages; other ones are refused on resume."""
     splits = make_splits()

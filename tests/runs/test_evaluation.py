@@ -33,6 +33,7 @@ def test_it_agrees_with_the_run_to_the_last_image(opened, reported, part):
     assert row["validation_accuracy"] == max(row["validation_accuracy"] for row in rows.values())
 
 
+@pytest.mark.thorough
 def test_images_that_the_network_resizes_agree_too(data_dir, tmp_path):
     from resnet_jax import fit
 

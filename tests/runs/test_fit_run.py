@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 from made import BATCH, STEPS, compilations, final, kept, make_config, make_splits, read_rows, without_timings
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax import create_model, fit
@@ -54,7 +55,7 @@ def test_its_test_metrics_are_those_of_the_whole_test_set_at_once(one):
     assert one.test_accuracy == one.history[-1]["test_accuracy"] == (logits.argmax(1) == labels).mean()
 
 
-@pytest.mark.parametrize("devices", [2, 8])
+@pytest.mark.parametrize("devices", thorough_except((2, 8), 2))
 def test_the_curve_and_the_weights_of_one_device(one, data_dir, tmp_path, devices):
     """To rtol 1e-3 after six steps with momentum, augmentation and synchronised batch norm: see test_step.py."""
     many = fit(make_config(data_dir, tmp_path / "run", devices=devices))
@@ -65,6 +66,7 @@ def test_the_curve_and_the_weights_of_one_device(one, data_dir, tmp_path, device
     made.assert_trees_close(final_variables(many.run_dir), final_variables(one.run_dir), 1e-3, 1e-4)
 
 
+@pytest.mark.thorough
 def test_steps_in_one_dispatch_are_the_same_run(one, data_dir, tmp_path):
     """Three steps an epoch, two and then one of them in a call."""
     scanned = fit(make_config(data_dir, tmp_path / "run", devices=1, steps_per_dispatch=2))
@@ -113,6 +115,7 @@ def test_bfloat16_is_of_activations_only(data_dir, tmp_path):
     assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
 
 
+@pytest.mark.thorough
 def test_later_epochs_compile_nothing(data_dir, tmp_path):
     """Nor does a run of a checkpoint: the state is put back in the form that a step puts it out."""
     counts = []

@@ -27,6 +27,7 @@ from made import (
     read_rows,
     without_timings,
 )
+from thorough import thorough_except
 
 from resnet_jax import cli, create_model, fit, load
 from resnet_jax.data.augment import Preprocess
@@ -110,7 +111,7 @@ def named(tree):
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): np.asarray(leaf) for path, leaf in parts}
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "kernels"])
+@pytest.mark.parametrize("name", thorough_except(("sgd", "adamw", "muon", "kernels"), "muon", "kernels"))
 def test_old_weights_keep_what_the_optimizer_knows(name):
     """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
     arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]
@@ -210,7 +211,7 @@ def whole(data_dir, cache_dir, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("step", [STEPS, STEPS + 1, 2 * STEPS + 2])
+@pytest.mark.parametrize("step", thorough_except((STEPS, STEPS + 1, 2 * STEPS + 2), STEPS + 1))
 def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, step):
     """Stopped at the end of the epoch before it, inside the epoch that began with it; and after two."""
     config = make_config(data_dir, tmp_path / "run", epochs=3, grow=GROW, stochastic_depth=0.5)
@@ -222,6 +223,7 @@ def test_a_run_goes_on_across_a_growth_to_the_bit(whole, data_dir, tmp_path, ste
     assert arch_of(tmp_path / "run").name == "tiny-2-2"
 
 
+@pytest.mark.thorough
 def test_two_blocks_in_one_epoch_and_all_options(data_dir, tmp_path):
     """They go on in the grown network: the new blocks have squeeze-and-excitation, and are dropped and recomputed."""
     options = {"width": 0.5, "zero_init": True, "squeeze_excitation": True, "stochastic_depth": 0.5, "remat": True}
@@ -250,6 +252,7 @@ def test_a_frozen_trunk_does_not_grow(data_dir, tmp_path):
     assert not (tmp_path / "grown").exists()
 
 
+@pytest.mark.thorough
 def test_a_run_starts_from_the_weights_of_a_grown_network(data_dir, tmp_path):
     """Its name is an --arch: kept in a folder of weights, and read back."""
     arch = dataclasses.replace(NETS[0], name="tiny-1-2", stages=((1, 64), (2, 16)))
@@ -310,6 +313,7 @@ def test_grown_by_the_command_or_while_training_is_the_same(short, data_dir, tmp
     assert final(tmp_path / "grown") == final(tmp_path / "other")
 
 
+@pytest.mark.thorough
 def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path):
     """What the epoch had summed up goes on; what is left of --grow too. It cannot be left half done."""
     config = make_config(data_dir, tmp_path / "run", epochs=2, grow="2:1")
@@ -329,6 +333,7 @@ def test_a_run_that_stopped_inside_an_epoch(data_dir, tmp_path):
     assert [row["step"] for row in result.history] == [STEPS, 2 * STEPS]
 
 
+@pytest.mark.thorough
 def test_which_checkpoint_of_a_grown_run_is_the_best(data_dir, tmp_path, monkeypatch):
     """The one that it began with keeps its validation accuracy; one from inside an epoch has none."""
     correct = 1

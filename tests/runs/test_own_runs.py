@@ -246,6 +246,7 @@ def test_an_unreadable_picture_is_named_or_skipped(pictures, capsys):
     assert "notes.png" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_a_config_with_callbacks_of_ones_own(pictures, tmp_path):
     seen = []
 

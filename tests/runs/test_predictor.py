@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 from made import BATCH, NUM_TRAIN, kept, make_config, make_splits
+from thorough import thorough_except
 
 from resnet_jax import create_model, fit, load
 from resnet_jax.data import DATASETS
@@ -67,7 +68,7 @@ def test_the_best_and_not_the_latest(run_dir, expected):
     np.testing.assert_allclose(found.sum(1), 1, 1e-5)
 
 
-@pytest.mark.parametrize("batch", [1, 5, 37, 256])
+@pytest.mark.parametrize("batch", thorough_except((1, 5, 37, 256), 5))
 def test_every_form_of_images_and_any_number(run_dir, expected, monkeypatch, batch):
     monkeypatch.setattr(predictor, "BATCHES", (1, batch))
     predict = load(str(run_dir))

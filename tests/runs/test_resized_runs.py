@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from made import STEPS, change, final, fit_stopped_at, make_config, read_rows
+from thorough import thorough_except
 
 from resnet_jax import fit, load
 from resnet_jax.cli import command
@@ -19,7 +20,7 @@ from resnet_jax.runs.gathered import AUGMENTED, gather
 OPTIONS = {"epochs": 3, "sizes": "1:6,3:8", "devices": 1, "flip_averaging": True, "image_size": 10}
 
 
-@pytest.mark.parametrize("step", [STEPS - 1, 2 * STEPS, 2 * STEPS + 1])
+@pytest.mark.parametrize("step", thorough_except((STEPS - 1, 2 * STEPS, 2 * STEPS + 1), 2 * STEPS + 1))
 def test_a_stopped_run_ends_as_the_whole_one(whole, data_dir, tmp_path, step):
     """Inside the first epoch, before the size changes, and inside an epoch of another size."""
     config = make_config(data_dir, tmp_path / "run", **OPTIONS)
@@ -72,6 +73,7 @@ def test_the_report_shows_training_images_of_the_first_size(whole, monkeypatch):
     assert shapes[-AUGMENTED:] == [(6, 6, 1)] * AUGMENTED
 
 
+@pytest.mark.thorough
 def test_the_averaged_figure_chooses_nothing(data_dir, tmp_path):
     """With a validation part the best checkpoint is that of the plain validation accuracy."""
     run_dir: Path = tmp_path / "run"

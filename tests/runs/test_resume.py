@@ -11,6 +11,7 @@ import jax
 import made
 import pytest
 from made import STEPS, damage, final, fit_stopped_at, kept, make_config, read_rows, snapshot, without_timings
+from thorough import thorough_except
 
 from resnet_jax import fit, load
 from resnet_jax.errors import CheckpointError
@@ -32,7 +33,7 @@ def whole(data_dir, cache_dir, tmp_path_factory) -> tuple:
     return final(run_dir)
 
 
-@pytest.mark.parametrize("step", [1, 3])  # every one: the next test
+@pytest.mark.parametrize("step", thorough_except((1, 3), 1))  # every one: the next test
 def test_stopped_by_a_signal(whole, data_dir, tmp_path, step):
     """Inside the first epoch and at its end; what the epoch had summed up goes on too."""
     config = make_config(data_dir, tmp_path / "run", epochs=EPOCHS)
@@ -43,6 +44,7 @@ def test_stopped_by_a_signal(whole, data_dir, tmp_path, step):
     assert without_timings(read_rows(tmp_path / "run")) == without_timings(result.history) == whole[-1]
 
 
+@pytest.mark.thorough
 def test_stopped_again_and_again(whole, data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", epochs=EPOCHS)
     for step in range(1, EPOCHS * STEPS):
@@ -51,6 +53,7 @@ def test_stopped_again_and_again(whole, data_dir, tmp_path):
     assert final(tmp_path / "run") == whole
 
 
+@pytest.mark.thorough
 def test_stopped_inside_an_epoch_of_scans(data_dir, tmp_path):
     """Two steps a call: a run stopped between calls goes on with the same calls."""
     config = make_config(data_dir, tmp_path / "a", steps_per_dispatch=2)
@@ -61,6 +64,7 @@ def test_stopped_inside_an_epoch_of_scans(data_dir, tmp_path):
     assert final(tmp_path / "b") == final(tmp_path / "a")
 
 
+@pytest.mark.thorough
 def test_more_epochs_for_a_finished_run(whole, data_dir, tmp_path):
     run_dir = tmp_path / "run"
     for epochs in (1, 2, EPOCHS):
@@ -98,6 +102,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.thorough
 def test_a_checkpoint_that_cannot_be_written(whole, data_dir, cache_dir, tmp_path):
     """As on a full disk: one line, though it fails in the background; the run goes on from the checkpoint before it."""
     command = [sys.executable, "-c", FULL, *flags(data_dir, tmp_path / "run"), "--no-compile-cache"]
@@ -146,7 +151,7 @@ def flags(data_dir: Path, run_dir: Path) -> list[str]:
     return [*line.split(), "--momentum", "0.9", "--nesterov", "--weight-decay", "1e-3"]
 
 
-@pytest.mark.parametrize("written", [True, False], ids=["saved", "at once"])
+@pytest.mark.parametrize("written", thorough_except((True, False), True), ids=["saved", "at once"])
 def test_a_killed_process(whole, data_dir, cache_dir, tmp_path, written):
     """SIGKILL inside the second epoch, when the first one's checkpoint is written, or while it may be half written."""
     run_dir = tmp_path / "run"
@@ -166,6 +171,7 @@ def test_a_killed_process(whole, data_dir, cache_dir, tmp_path, written):
     assert whole[0] in kept(run_dir)  # and nothing in the folder that is no checkpoint
 
 
+@pytest.mark.thorough
 def test_a_process_that_is_asked_to_stop(whole, data_dir, cache_dir, tmp_path):
     """SIGTERM inside the second epoch: the checkpoint is of that step, and the command says how to go on."""
     with start_process(5, flags(data_dir, tmp_path / "run"), cache_dir) as process:

@@ -163,6 +163,7 @@ def test_ctrl_c_between_two_runs(monkeypatch, capsys):
     assert line == "interrupted; the same command continues the sweep: resnet-jax sweep my.toml --seeds 2"
 
 
+@pytest.mark.thorough
 def test_a_sweep_that_is_killed_continues(whole, data_dir, cache_dir, tmp_path):
     """SIGKILL in the second epoch of the first run: it continues from the checkpoint of the first epoch."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -211,6 +212,7 @@ def test_a_run_that_diverges_is_recorded(whole, monkeypatch, capsys):
     assert record_in(Path("sweeps/my")) == record
 
 
+@pytest.mark.thorough
 def test_all_runs_diverge(capsys):
     assert swept("my.toml --seeds 1 --learning-rate 1e30") == 1
     record = record_in(Path("sweeps/my"))
@@ -221,6 +223,7 @@ def test_all_runs_diverge(capsys):
     assert "failed: " in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_json_alone_is_on_stdout(whole, tmp_path, capsys):
     folder = copied(whole, tmp_path / "sweeps" / "my")
     assert swept("my.toml --seeds 3 --json") == 0

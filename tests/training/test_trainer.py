@@ -12,6 +12,7 @@ from flax import linen as nn
 from flax import nnx
 from jax import numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax.errors import CallbackError, ConfigError
@@ -68,7 +69,9 @@ def smoothed(logits, labels):
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(jax.nn.one_hot(labels, 3), 0.1))
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd(0.1), optax.adamw(1e-2)], ids=["sgd", "adamw"])
+@pytest.mark.parametrize(
+    "optimizer", [optax.sgd(0.1), pytest.param(optax.adamw(1e-2), marks=pytest.mark.thorough)], ids=["sgd", "adamw"]
+)
 def test_an_epoch_is_that_of_a_loop_by_hand(optimizer):
     from resnet_jax.training.step import epoch_rows
 
@@ -136,7 +139,9 @@ def test_augmentations_get_a_key_for_each_image_and_step():
     assert first.history[-1]["train_loss"] == again.history[-1]["train_loss"] != plain.history[-1]["train_loss"]
 
 
-@pytest.mark.parametrize("model", [Cnn(), WithNorm()], ids=["plain", "batch norm"])
+@pytest.mark.parametrize(
+    "model", [Cnn(), pytest.param(WithNorm(), marks=pytest.mark.thorough)], ids=["plain", "batch norm"]
+)
 def test_two_devices_train_as_one(model):
     one = quiet(max_epochs=1).fit(model, DATA)
     two = quiet(max_epochs=1, devices=2).fit(model, DATA)
@@ -325,7 +330,7 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", thorough_except(OWN, "cnn", "bridged"))
 def test_a_loop_of_ones_own_learns(name):
     state = resnet_jax.create_state(OWN[name](), optax.adam(1e-2), (8, 9, 3))
     step = jax.jit(resnet_jax.train_step)
@@ -362,7 +367,7 @@ def by_pmap(state, batch):
 
 @pytest.mark.parametrize("kernels", ["xla", "onednn"])
 @pytest.mark.parametrize("how", [by_shard_map, by_pmap])
-@pytest.mark.parametrize("name", ["cnn", "resnet"])
+@pytest.mark.parametrize("name", thorough_except(("cnn", "resnet"), "cnn"))
 def test_two_devices_make_the_step_of_one(name, how, kernels):
     """A network without batch statistics: the sum of two devices' gradients is one device's. With them: finite."""
     if kernels == "onednn" and not resnet_jax.ops.native_available():
