@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from made import STEPS, change, final, fit_stopped_at, make_config
+from made import STEPS, change, final, fit_stopped_at, make_config, read_rows
+from thorough import thorough_except
 
 from resnet_jax import Config, fit
 from resnet_jax.data.augment import (
@@ -155,25 +156,28 @@ def test_help_and_documentation_name_all_of_them():
 AUGMENT = ("crop:padding=1,mode=reflect", "alternating_flip", "erasing", "mixup:alpha=1", "cutmix:probability=0.5")
 
 
-@pytest.mark.parametrize("step", [1, STEPS, STEPS + 1])
-def test_a_run_that_is_resumed_is_augmented_as_the_undisturbed_one(step, data_dir, tmp_path):
+OPTIONS = {**PLAIN, "augment": AUGMENT, "tensorboard": True}  # of the fixture whole
+
+
+@pytest.mark.parametrize("step", thorough_except((1, STEPS, STEPS + 1), STEPS + 1))
+def test_a_run_that_is_resumed_is_augmented_as_the_undisturbed_one(step, whole, data_dir, tmp_path):
     """Bit for bit, inside an epoch and between two."""
-    whole, run = (make_config(data_dir, tmp_path / name, **PLAIN, augment=AUGMENT) for name in ("whole", "run"))
-    fit(whole)
+    run = make_config(data_dir, tmp_path / "run", **OPTIONS)
     assert fit_stopped_at(step, run) == step
     fit(change(run, resume=True))
-    assert final(tmp_path / "run") == final(tmp_path / "whole")
+    assert final(tmp_path / "run") == final(whole)
 
 
-def test_a_run_is_resumed_on_another_number_of_devices(data_dir, tmp_path):
-    whole, run = (make_config(data_dir, tmp_path / name, **PLAIN, augment=AUGMENT) for name in ("whole", "run"))
-    result = fit(whole)
+@pytest.mark.thorough
+def test_a_run_is_resumed_on_another_number_of_devices(whole, data_dir, tmp_path):
+    run = make_config(data_dir, tmp_path / "run", **OPTIONS)
     assert fit_stopped_at(1, run) == 1
     other = fit(change(run, resume=True, devices=8))
-    for row, old in zip(other.history, result.history, strict=True):
+    for row, old in zip(other.history, read_rows(whole), strict=True):
         assert row["train_loss"] == pytest.approx(old["train_loss"], rel=1e-3)
 
 
+@pytest.mark.thorough
 def test_the_list_may_change_with_override_only(data_dir, tmp_path):
     config = make_config(data_dir, tmp_path / "run", **PLAIN, augment=("erasing",), epochs=1)
     fit(config)
@@ -184,11 +188,9 @@ def test_the_list_may_change_with_override_only(data_dir, tmp_path):
     assert len(fit(change(more, override=True)).history) == 2
 
 
-def test_tensorboard_and_the_report_show_mixed_images(data_dir, tmp_path):
+def test_tensorboard_and_the_report_show_mixed_images(whole):
     """The report names the classes of a mixture with their shares."""
-    config = make_config(data_dir, tmp_path / "run", **PLAIN, augment=("mixup:alpha=1",), epochs=1, tensorboard=True)
-    fit(config)
-    held, _ = gather(tmp_path / "run")
+    held, _ = gather(whole)
     mixed = [picture.name for picture in held.augmented if "," in picture.name]
     assert mixed
     for name in mixed:

@@ -10,6 +10,7 @@ import pytest
 from jax import lax
 from jax import numpy as jnp
 from made import BATCH, NETS, STEPS, assert_trees_close, make_splits
+from thorough import thorough_except
 
 import resnet_jax
 from resnet_jax import train_step
@@ -67,7 +68,7 @@ def on_one_device() -> tuple[TrainState, list[Any]]:
     return run(1)
 
 
-@pytest.mark.parametrize("num_devices", [2, 8])
+@pytest.mark.parametrize("num_devices", thorough_except((2, 8), 2))
 def test_the_number_of_devices_does_not_matter(num_devices):
     one, one_curve = on_one_device()
     many, curve = run(num_devices)
@@ -76,6 +77,7 @@ def test_the_number_of_devices_does_not_matter(num_devices):
     assert_trees_close(many, one, RTOL, ATOL)
 
 
+@pytest.mark.thorough
 def test_a_scan_makes_the_same_steps():
     one, curve = on_one_device()
     scanned, sums = run(1, STEPS)
@@ -199,6 +201,7 @@ def test_what_does_not_fit_is_refused_before_it_is_compiled(augment, loss, messa
         trainer.fit(create_model(NETS[0], CLASSES), data)
 
 
+@pytest.mark.thorough
 def test_a_trainer_mixes_with_the_mean_of_a_loss():
     """A loss that returns the mean of distributions, on two devices, with an evaluation of integers."""
 
