@@ -92,7 +92,6 @@ def test_plain_values_and_gradients_are_those_of_the_others(way):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * max(1, np.abs(b).max()))
 
 
-@pytest.mark.thorough
 def test_a_models_hessian_vector_product(float64):
     """A whole network in float64, in training mode, against the difference of two gradients."""
     x = np.asarray(normal(1, 2, 8, 8, 3), np.float64)

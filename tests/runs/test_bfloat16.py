@@ -34,7 +34,6 @@ np.save(run_dir + "/rows.npy", predict(made.make_splits().test.images))
 pytestmark = pytest.mark.skipif(not ops.native_available(), reason="the oneDNN kernels are not installed")
 
 
-@pytest.mark.thorough
 def test_a_cpu_without_bfloat16(data_dir, cache_dir, tmp_path):
     """Training computes convolutions through float32, predictions are in float32, and a line says so each time."""
     env = os.environ | {"XDG_CACHE_HOME": str(cache_dir), "PYTHONPATH": f"{HELPERS.parents[1]}:{HELPERS}"}

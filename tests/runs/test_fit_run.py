@@ -115,7 +115,6 @@ def test_bfloat16_is_of_activations_only(data_dir, tmp_path):
     assert {leaf.dtype for leaf in leaves} == {np.dtype("float32")}
 
 
-@pytest.mark.thorough
 def test_later_epochs_compile_nothing(data_dir, tmp_path):
     """Nor does a run of a checkpoint: the state is put back in the form that a step puts it out."""
     counts = []

@@ -102,7 +102,6 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-@pytest.mark.thorough
 def test_a_checkpoint_that_cannot_be_written(whole, data_dir, cache_dir, tmp_path):
     """As on a full disk: one line, though it fails in the background; the run goes on from the checkpoint before it."""
     command = [sys.executable, "-c", FULL, *flags(data_dir, tmp_path / "run"), "--no-compile-cache"]
@@ -171,7 +170,6 @@ def test_a_killed_process(whole, data_dir, cache_dir, tmp_path, written):
     assert whole[0] in kept(run_dir)  # and nothing in the folder that is no checkpoint
 
 
-@pytest.mark.thorough
 def test_a_process_that_is_asked_to_stop(whole, data_dir, cache_dir, tmp_path):
     """SIGTERM inside the second epoch: the checkpoint is of that step, and the command says how to go on."""
     with start_process(5, flags(data_dir, tmp_path / "run"), cache_dir) as process:
