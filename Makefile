@@ -23,7 +23,7 @@ help:  ## show this list
 
 # ARGS that name neither a recipe (--arch, --config) nor a run to continue (--resume) are added to the resnet18 recipe.
 # Without ARGS an accelerator trains resnet18, and a CPU the quick recipe.
-train: data  ## train ResNet-18 on Fashion-MNIST (ARGS="--epochs 1": flags of train.py; --arch or --config: another recipe)
+train: data  ## train a network on Fashion-MNIST (ARGS="--epochs 1": flags of train.py; --arch or --config: another recipe)
 ifneq ($(strip $(ARGS)),)
 	$(PY) train.py $(if $(filter --arch --arch=% --config --config=% --resume,$(ARGS)),,--arch resnet18 )$(ARGS)
 else

@@ -23,13 +23,11 @@ SLOW = {
     "from_pytorch",
     "growth",
     "layers",
-    "own_code",
     "own_pictures",
     "recipes",
     "report",
     "run_folder",
     "search",
-    "start",
     "training_options",
     "use",
 }

@@ -13,6 +13,7 @@ from resnet_jax.interrupts import command_name, interruptible_import
 ROOT = Path(__file__).parents[1]
 JAX = """
 import os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 os.kill(os.getpid(), signal.SIGINT)
 try:
     for _ in range(10000): pass
@@ -50,6 +51,15 @@ def test_what_is_a_command(argv, started, name, monkeypatch):
     assert command_name() == name
 
 
+@pytest.fixture
+def default_handler():
+    """Python's own, which a process in the background of a shell does not have."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_handler")
 def test_the_handler_is_there_for_a_command_alone(monkeypatch):
     for started, handles in ((["python", "-m", "ipykernel_launcher"], False), (["python", "train.py"], True)):
         monkeypatch.setattr(sys, "argv", ["train.py"])

@@ -132,7 +132,7 @@ KernelCache& ConvertedKernels(const Turn&) {
 }
 
 bool KernelCache::MakeRoom(size_t bytes) {
-  constexpr uint64_t kRounds = 8;  // a kernel is in use if this many calls for each kernel have not passed since
+  constexpr uint64_t kRounds = 8;  // a kernel is in use until so many calls for each kept kernel follow its last
   while (bytes_ + bytes > kCapacity) {
     const auto oldest = std::min_element(kernels_.begin(), kernels_.end(), [](const auto& a, const auto& b) {
       return a.second.last_call < b.second.last_call;

@@ -43,7 +43,7 @@ class Sweep:
     """Train a recipe once for each seed, one after the other, and print mean, standard deviation and 95 % interval.
 
     A second call continues: finished runs are kept, and an interrupted one is resumed. The accuracies are those of the
-    last epoch, and the latest checkpoint of each run alone is kept. The exit code is 1 if a run has diverged.
+    last epoch, and each run keeps only its latest checkpoint. The exit code is 1 if a run has diverged.
     """
 
     recipe: Annotated[str, Positional("RECIPE")]

@@ -91,6 +91,7 @@ class Trainer(core.Trainer):
         held |= {"batch_size": self.batch_size, "seed": self.seed, "normalize": [_numbers(mean), _numbers(std)]}
         held |= {"averaging": _in_words(self.averaging), "sizes": loop.sizes}
         held |= {"sam": float(self.sam), "accumulate": int(self.accumulate)}
+        held |= {"sync_batch_norm": bool(self.sync_batch_norm)}
         held = json.loads(json.dumps(held))  # as a checkpoint holds it
         info = dataclasses.replace(info, digest=data.digest)
         return {"trainer": held, "model": repr(type(loop.model)), "data": dataclasses.asdict(info)}

@@ -125,24 +125,23 @@ class Forecast:
     """Print when the first step is done and, on a CPU, how long the run will take."""
 
     def __init__(self) -> None:
-        self._pace, self._began = Pace(), time.monotonic()
+        self._pace, self._began, self._told = Pace(), time.monotonic(), False
 
     def on_fit_start(self, loop: Loop) -> None:
         """Start the clock."""
-        self._pace, self._began = Pace(), time.monotonic()
+        self._pace, self._began, self._told = Pace(), time.monotonic(), loop.devices[0].platform != "cpu"
 
     def on_step_end(self, loop: Loop) -> None:
         """Measure the first calls."""
         pace = self._pace
-        if pace.calls >= 2 + FORECAST_CALLS:
+        if self._told and pace.calls >= 2:
             return
         pace.step(loop)
         if pace.calls == 2:
             tqdm.write(f"first step after {time.monotonic() - self._began:.1f} s, compilation included")
-        if pace.calls < 2 + FORECAST_CALLS or loop.devices[0].platform != "cpu":
-            return
         step, left, size = pace.step_seconds, pace.training_left(loop), loop.train_size
-        if step is not None and left is not None:
+        if pace.calls >= 2 + FORECAST_CALLS and not self._told and step is not None and left is not None:
+            self._told = True
             at = f" at {size[0]}x{size[1]} pixels" if size else ""
             tqdm.write(
                 f"no accelerator: on this CPU an epoch{at} takes about {duration(step * loop.steps)} "

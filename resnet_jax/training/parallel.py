@@ -22,7 +22,7 @@ AXIS = "batch"
 PyTree = Any
 Device = Any  # a jax.Device, which type checkers do not know
 Axes = tuple[str, ...]
-BUCKET = 30 * 2**20  # bytes; XLA makes one all-reduce of several up to this size on GPUs, and so keeps our buckets
+BUCKET = 30 * 2**20  # bytes; XLA combines all-reduces up to this size on GPUs, so buckets of this size stay apart
 STEPS_PER_CALL = 32  # on accelerators, where a call would otherwise take as long as a small step
 
 
@@ -145,7 +145,7 @@ class Group:
 
         XLA's all-reduce of several arrays on a GPU is a copy into one array, its all-reduce, and a copy out of it. XLA
         fuses the joining and splitting here with the passes before and after. The long arrays also have the order of
-        the parameters. cuDNN's kernel gradients have another one, in which an update cannot overwrite its parameter.
+        the parameters. cuDNN's kernel gradients have another order, so an update could not overwrite its parameter.
         """
         sums = list(leaves)
         for places in buckets(leaves, BUCKET):

@@ -145,8 +145,8 @@ def mean_gradient(
     else:
         parts = split_batch(state.accumulate, images, labels, key)
         grads, (changed, loss_sum, correct) = accumulated(partial(gradient, params), parts)
-    # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. One
-    # all-reduce carries everything, and the statistics too if they are those of each device's own images.
+    # Each device has the gradient of its share of the mean loss; the sum over devices is the gradient of the mean. The
+    # sums cross together, and the statistics too if they are those of each device's own images.
     own = changed if getattr(state.model, "axis_name", None) is None else {}
     grads, loss_sum, correct, totals = group.sum((grads, loss_sum, correct, jax.tree.map(if_floating, own)))
     metrics = Metrics(loss=loss_sum, correct=correct.astype(jnp.int32), count=jnp.int32(batch))

@@ -23,7 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "crop_alone": {"flip": False, "crop_padding": 2, "devices": 1},
     "resized": {"image_size": 11, "devices": 1},
     "stochastic_depth": {"stochastic_depth": 0.3, "devices": 2},
-    # the quick recipe's optimizer, more than 20 steps
+    # SGD with a cosine schedule, more than 20 steps
     "quick": {
         "schedule": "cosine",
         "epochs": 7,

@@ -100,6 +100,7 @@ def test_load_needs_the_model_and_gives_the_best_checkpoint(tmp_path):
         ({"sizes": [(2, 6)]}, DATA, r"has sizes \[\], not \[\[2, \[6, 6\]\]\]; give the same, or a new run_dir"),
         ({"sam": 0.05}, DATA, "has sam 0.0, not 0.05"),
         ({"accumulate": 2}, DATA, "has accumulate 1, not 2"),
+        ({"sync_batch_norm": False}, DATA, "has sync_batch_norm True, not False"),
         ({"averaging": resnet_jax.Ema(0.9)}, DATA, r"has averaging '', not 'Ema\(decay=0.9\)'"),
         ({"max_epochs": 2}, DATA, "the run has begun epoch 3"),
         ({}, resnet_jax.data.from_arrays(IMAGES[::-1], LABELS, validation=12, test=12), "was trained on other data"),

@@ -73,7 +73,6 @@ def test_the_report_shows_training_images_of_the_first_size(whole, monkeypatch):
     assert shapes[-AUGMENTED:] == [(6, 6, 1)] * AUGMENTED
 
 
-@pytest.mark.thorough
 def test_the_averaged_figure_chooses_nothing(data_dir, tmp_path):
     """With a validation part the best checkpoint is that of the plain validation accuracy."""
     run_dir: Path = tmp_path / "run"

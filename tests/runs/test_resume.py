@@ -53,7 +53,6 @@ def test_stopped_again_and_again(whole, data_dir, tmp_path):
     assert final(tmp_path / "run") == whole
 
 
-@pytest.mark.thorough
 def test_stopped_inside_an_epoch_of_scans(data_dir, tmp_path):
     """Two steps a call: a run stopped between calls goes on with the same calls."""
     config = make_config(data_dir, tmp_path / "a", steps_per_dispatch=2)

@@ -223,7 +223,6 @@ def test_all_runs_diverge(capsys):
     assert "failed: " in capsys.readouterr().out
 
 
-@pytest.mark.thorough
 def test_json_alone_is_on_stdout(whole, tmp_path, capsys):
     folder = copied(whole, tmp_path / "sweeps" / "my")
     assert swept("my.toml --seeds 3 --json") == 0
