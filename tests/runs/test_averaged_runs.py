@@ -107,5 +107,5 @@ def test_a_fit_of_a_trainer(tmp_path):
     assert data.test is not None
     sums = first.evaluate(model, result.variables, data.test)
     assert sums.mean_loss == pytest.approx(result.history[-1]["test_loss"], rel=1e-5)
-    with pytest.raises(ConfigError, match="has averaging Ema, not Lookahead"):
+    with pytest.raises(ConfigError, match=r"has averaging 'Ema\(decay=0.9\)', not 'Lookahead\("):
         trainer(resnet_jax.Lookahead(), resume=True).fit(model, data)
