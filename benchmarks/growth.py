@@ -27,13 +27,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from resnet_jax import (
-    TrainState,
-    create_model,
-    create_state,
-    multiply_adds,
-    train_step,
-)
+from resnet_jax import TrainState, create_model, create_state, multiply_adds, train_step
 from resnet_jax.data import Arrays, ImageDataset, load
 from resnet_jax.errors import ConfigError
 from resnet_jax.models import Arch, Network, get_arch

@@ -69,11 +69,11 @@ def _plain_list(name: str, item_kind: Any, value: Any, flag: str) -> tuple[Any, 
     """The value of a list as `plain` returns it. The message for an item of another type shows the whole list."""
     wanted = "numbers, such as (5, 8)" if item_kind is float else "a list of texts"
     items = _items(flag, value, wanted)
-    if PATH in metadata_of(item_kind):
-        return tuple(plain(name, item_kind, item, flag) for item in items)
     try:
         return tuple(plain(name, item_kind, item, flag) for item in items)
     except ConfigError:
+        if PATH in metadata_of(item_kind):
+            raise  # it says what is wrong with the path
         raise ConfigError(f"{flag} {shown(items)}: give {wanted}") from None
 
 

@@ -260,9 +260,8 @@ def test_the_parts_that_resized_crop_enlarges():
     assert 0.5 - 1e-3 < aspect.min() < 0.53
     assert 1.9 < aspect.max() < 2 + 1e-3
     assert abs(np.log(aspect).mean()) < 4 * np.log(aspect).std() / math.sqrt(DRAWS)
-    share = corner / np.maximum(
-        1 - np.stack([height, width], 1), 1e-3
-    )  # 0: at the edge above or left, 1: below or right
+    # the place of the part: 0 is at the edge above or left, 1 below or right
+    share = corner / np.maximum(1 - np.stack([height, width], 1), 1e-3)
     assert (np.abs(share.mean(0) - 0.5) < 0.03).all()
     assert (np.abs(share.std(0) - 1 / math.sqrt(12)) < 0.03).all()
 

@@ -1,6 +1,7 @@
 """A loop that trains nothing, for tests of what callbacks show: the test says how long steps and evaluations take."""
 
 import io
+import types
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,16 @@ from resnet_jax.training.loop import Loop
 from resnet_jax.training.metrics import Sums
 
 
-def make_loop(steps: int, epochs: int = 2, batch_size: int = 10, tested: int = 30, **changes: Any) -> Loop:
-    """Epochs of so many steps, and `tested` test images."""
+def make_loop(
+    steps: int, epochs: int = 2, batch_size: int = 10, tested: int = 30, evaluated: int = 4, **changes: Any
+) -> Loop:
+    """Epochs of so many steps, and `tested` test images, which the evaluation resizes to `evaluated` pixels."""
 
     def arrays(count: int) -> Arrays:
         return Arrays(np.zeros((count, 4, 4, 1), np.uint8), np.zeros(count, np.int32))
 
     data = ImageDataset(arrays(steps * batch_size), None, arrays(tested), ("a", "b"), "made")
-    program: Any = None
+    program: Any = types.SimpleNamespace(input_shape=(evaluated, evaluated, 1))
     return Loop(program, data, [], epochs, batch_size, **{"steps_per_call": 1, **changes})
 
 

@@ -4,7 +4,6 @@ import re
 import sys
 import threading
 import types
-from typing import Any
 
 import nbformat
 import pytest
@@ -84,33 +83,23 @@ def test_the_forecast_comes_first(clock, capsys):
     assert len(lines) == 2 + 6
 
 
-def sized(steps: int, epochs: int):
-    """Images of 4x4 pixels in the first epoch, and of 8x8, the evaluation's size, from the second on."""
-    loop = make_loop(steps=steps, epochs=epochs, sizes=((1, (4, 4)), (2, (8, 8))))
+@pytest.mark.parametrize(
+    ("steps", "epochs", "epoch", "left"),
+    [
+        # 14 steps at 4x4 pixels, and then 20 at 8x8, which take four times as long
+        (20, 2, "an epoch at 4x4 pixels takes about 20 min 0 s", "1 h 34 min"),
+        # the sixth step is the first of another size and does not count, so the eighth tells
+        (5, 4, "an epoch takes about 5 min 0 s", "13 min 0 s"),
+    ],
+    ids=["in the first size", "after a change of size"],
+)
+def test_the_forecast_with_sizes(steps, epochs, epoch, left, clock, capsys):
+    """Steps of a minute; 4x4 pixels in the first epoch, and 8x8, the evaluation's size, from the second on."""
+    loop = make_loop(steps=steps, epochs=epochs, evaluated=8, sizes=((1, (4, 4)), (2, (8, 8))))
     loop.devices = [types.SimpleNamespace(platform="cpu")]
-    program: Any = types.SimpleNamespace(input_shape=(8, 8, 1))
-    loop.program = program
-    return loop
-
-
-def test_the_forecast_of_an_epoch_names_its_size(clock, capsys):
-    """Steps of a minute at 4x4 pixels, then an epoch at 8x8: 14 and 80 minutes are left."""
-    play(sized(20, 2), [Forecast()], clock, step=60.0, evaluation=10.0)
+    play(loop, [Forecast()], clock, step=60.0, evaluation=10.0)
     _, line = capsys.readouterr().out.splitlines()
-    assert line == (
-        "no accelerator: on this CPU an epoch at 4x4 pixels takes about 20 min 0 s and the rest of the run 1 h 34 min, "
-        "without evaluation"
-    )
-
-
-def test_the_forecast_waits_if_the_size_has_just_changed(clock, capsys):
-    """The sixth step is the first of another size: it does not count. The eighth tells, with 13 steps to go."""
-    play(sized(5, 4), [Forecast()], clock, step=60.0, evaluation=10.0)
-    _, line = capsys.readouterr().out.splitlines()
-    assert line == (
-        "no accelerator: on this CPU an epoch takes about 5 min 0 s and the rest of the run 13 min 0 s, "
-        "without evaluation"
-    )
+    assert line == f"no accelerator: on this CPU {epoch} and the rest of the run {left}, without evaluation"
 
 
 def test_durations():

@@ -1,8 +1,5 @@
 """The speed of a fit, and the time that is left of it, against the times that the test made up."""
 
-import types
-from typing import Any
-
 import pytest
 from watched import Clock, make_loop, play
 
@@ -49,9 +46,7 @@ def test_several_steps_in_a_call():
 
 def test_steps_of_other_sizes_count_by_their_pixels():
     """4x4 pixels in the first two epochs, then 8x8, the size of the evaluation. A new size compiles a new program."""
-    pace, loop = Pace(), make_loop(steps=10, epochs=4, sizes=((1, (4, 4)), (3, (8, 8))))
-    program: Any = types.SimpleNamespace(input_shape=(8, 8, 1))
-    loop.program = program
+    pace, loop = Pace(), make_loop(steps=10, epochs=4, evaluated=8, sizes=((1, (4, 4)), (3, (8, 8))))
 
     def calls(count, seconds):
         for _ in range(count):

@@ -139,4 +139,4 @@ class rand_augment:
         moves = (*MOVES, unmoved)
         matrix, offset = lax.switch(jnp.minimum(choice, len(MOVES)), moves, strength, height, width)
         toned = lax.switch(jnp.maximum(choice - len(MOVES), 0), tones, image, strength)
-        return one_of((choice >= len(MOVES)).astype(jnp.int32), warp(image, matrix, offset), toned)
+        return one_of(choice >= len(MOVES), warp(image, matrix, offset), toned)
