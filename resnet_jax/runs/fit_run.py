@@ -28,7 +28,7 @@ from resnet_jax.runs.stored import Meta, understood
 from resnet_jax.training.callbacks import Growth, StopSignals, check_needed_parts
 from resnet_jax.training.display import EpochLines, Forecast, ProgressBar
 from resnet_jax.training.loop import Loop, run
-from resnet_jax.training.memory import check_size
+from resnet_jax.training.memory import check_images, check_size
 from resnet_jax.training.parallel import AXIS, Device, pick_devices
 from resnet_jax.training.trainer import Result, check_batch, result_of
 
@@ -68,6 +68,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     check_size(variable_shapes(model, info.image_shape[-1]), devices[0])  # also raises for options that do not fit
     pretrained = read_pretrained(config, model, info)
     dataset = own or build.load_data(config)
+    check_images(dataset.train.images.nbytes, devices[0])
     info = build.info_of(config.data, dataset)
     flips, stopping = build.flip_averaging(config), build.stopping(config)
     check_needed_parts([*flips, *stopping, *callbacks], dataset)

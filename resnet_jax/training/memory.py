@@ -34,6 +34,16 @@ def check_size(variables: "PyTree", device: "Device") -> None:
         )
 
 
+def check_images(images: int, device: "Device") -> None:
+    """Raise ConfigError for training images of more bytes than the device has: every device holds all of them."""
+    held = memory_of(device)
+    if held is not None and images > held:
+        raise ConfigError(
+            f"the training images take {images / 2**30:,.1f} GiB, and this {device.platform}, which holds all of them, "
+            f"has {held / 2**30:,.1f} GiB; give fewer or smaller ones (--image-size, for a folder)"
+        )
+
+
 def memory_of(device: "Device") -> int | None:
     """The memory of a device in bytes; that of the machine or its container for a CPU. None if it is unknown."""
     if device.platform != "cpu":

@@ -18,7 +18,7 @@ from resnet_jax.training.display import EpochLines, ProgressBar
 from resnet_jax.training.events import check_callbacks
 from resnet_jax.training.loop import Loop, evaluated, run
 from resnet_jax.training.losses import Loss, check_distributions, cross_entropy
-from resnet_jax.training.memory import check_size
+from resnet_jax.training.memory import check_images, check_size
 from resnet_jax.training.metrics import Row, Sums
 from resnet_jax.training.optim import Optimizer, check_optimizer, sgd
 from resnet_jax.training.parallel import AXIS, Device, pick_devices, pick_steps_per_call, replicate
@@ -139,6 +139,7 @@ class Trainer:
             check_distributions(self.loss, data.num_classes)
         state = jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
         check_size(state.params, devices[0])
+        check_images(data.train.images.nbytes, devices[0])
         return Loop(
             program=program,
             data=data,

@@ -13,7 +13,7 @@ from jax import numpy as jnp
 import resnet_jax
 from resnet_jax import host_memory
 from resnet_jax.errors import ConfigError, TrainingError
-from resnet_jax.training.memory import check_size, enough_memory, memory_of
+from resnet_jax.training.memory import check_images, check_size, enough_memory, memory_of
 from resnet_jax.training.parallel import pick_devices
 from resnet_jax.training.trainer import Trainer
 
@@ -25,6 +25,14 @@ class Tiny(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         return nn.Dense(2)(x.reshape(len(x), -1))
+
+
+class Plain(nn.Module):
+    """A network of two weights."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(2, use_bias=False)(x.mean((1, 2, 3))[:, None])
 
 
 def huge(logits, labels):
@@ -131,6 +139,18 @@ def test_the_limit_of_a_container_counts(monkeypatch):
         refused = pytest.raises(ConfigError, match=r"and this cpu has 0\.0 GiB") if held < 2**23 else nullcontext()
         with refused:
             check_size(network, jax.devices()[0])
+
+
+def test_training_images_that_are_larger_than_the_memory(monkeypatch):
+    """Every device holds all of them, as bytes. The test images are not counted."""
+    gpu: Any = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 80 * 2**30})
+    check_images(80 * 2**30, gpu)
+    with pytest.raises(ConfigError, match=r"images take 180\.0 GiB, and this gpu, .* has 80\.0 GiB; give fewer"):
+        check_images(180 * 2**30, gpu)
+    monkeypatch.setattr(host_memory, "memory", lambda: host_memory.Memory(None, 16000))
+    wide = resnet_jax.data.from_arrays(np.zeros((20, 32, 32, 1), np.uint8), np.arange(20, dtype=np.int32) % 2)
+    with pytest.raises(ConfigError, match="the training images take"):
+        trainer().make_loop(Plain(), wide)
 
 
 @pytest.mark.parametrize(("stats", "held"), [({"bytes_limit": 100}, 100), ({}, None), (None, None)])

@@ -289,6 +289,29 @@ def test_a_public_step_is_the_gradient_of_its_batch(form):
     assert_trees_close(state.batch_stats, stats, RTOL, ATOL)
 
 
+class Counting:
+    """In place of a network: statistics of a device's own images, some of them whole numbers."""
+
+    def apply(self, variables: Any, images: jax.Array, train: bool, mutable: list[str], rngs: Any):
+        logits = jnp.zeros((len(images), 4)) * variables["params"]["w"]
+        highest = jnp.rint(255 * images.max()).astype(jnp.int32)
+        stats = {"mean": images.mean(), "steps": variables["batch_stats"]["steps"] + 1, "highest": highest}
+        return logits, {"batch_stats": stats}
+
+
+def test_statistics_of_two_devices_are_averaged_and_whole_numbers_are_the_largest():
+    counting: Any = Counting()
+    params, stats = {"w": jnp.zeros(())}, {"mean": 0.0, "steps": jnp.int32(7), "highest": jnp.int32(0)}
+    state = TrainState(jnp.int32(0), params, stats, PLAIN_SGD.init(params), {}, jnp.uint32(0), counting, PLAIN_SGD)
+    images = np.stack([TRAIN.images[:4] // 2, TRAIN.images[4:8]])
+    shares = images, np.zeros((2, 4), np.int32)
+    step = jax.pmap(train_step, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=jax.devices()[:2])
+    found = step(state, shares)[0].batch_stats
+    assert (found["steps"], found["highest"]) == (8, images.max())
+    assert found["steps"].dtype == found["highest"].dtype == np.int32
+    np.testing.assert_allclose(found["mean"], np.mean([(x / 255).mean() for x in images]), rtol=1e-6)
+
+
 @pytest.mark.parametrize("batch", [{"pixels": 1, "label": 2}, (1, 2, 3), np.zeros((2, 8, 8, 1))])
 def test_a_batch_without_images_and_labels(batch):
     state = jax.eval_shape(lambda: create_state(create_model(NETS[0], 4), optimizer_of(SGD), (8, 8, 1)))

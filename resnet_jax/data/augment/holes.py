@@ -33,8 +33,7 @@ class erasing:
         settle_real(self, "probability", 0, 1)
         settle_real(self, "min_area", 0, 1)
         settle_real(self, "max_area", 0, 1)
-        settle_positive(self, "aspect")
-        settle_real(self, "aspect", 0, 1)
+        settle_positive(self, "aspect", 1)
         settle_choice(self, "fill", Fill)
         if self.min_area > self.max_area:
             raise ConfigError(f"erasing: min_area {self.min_area:g} is more than max_area {self.max_area:g}")

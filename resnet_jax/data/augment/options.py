@@ -21,11 +21,13 @@ def settle_real(owner: Any, name: str, least: float, most: float = math.inf) -> 
     object.__setattr__(owner, name, value)
 
 
-def settle_positive(owner: Any, name: str) -> None:
-    """A finite number above 0."""
-    settle_real(owner, name, 0)
-    if getattr(owner, name) == 0:
-        raise ConfigError(f"{_title(owner, name)} 0 is out of range: it must be above 0")
+def settle_positive(owner: Any, name: str, most: float = math.inf) -> None:
+    """A finite number above 0, and at most `most`."""
+    value = real(_title(owner, name), getattr(owner, name))
+    if not 0 < value <= most or math.isinf(value):
+        allowed = "finite and above 0" if math.isinf(most) else f"above 0 and at most {most:g}"
+        raise ConfigError(f"{_title(owner, name)} {value:g} is out of range: it must be {allowed}")
+    object.__setattr__(owner, name, value)
 
 
 def settle_choice(owner: Any, name: str, kind: Any) -> None:

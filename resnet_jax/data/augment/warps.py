@@ -55,8 +55,7 @@ class resized_crop:
 
     def __post_init__(self) -> None:
         settle_real(self, "min_area", 0, 1)
-        settle_positive(self, "aspect")
-        settle_real(self, "aspect", 0, 1)
+        settle_positive(self, "aspect", 1)
 
     def __call__(self, key: jax.Array, image: jax.Array) -> jax.Array:
         of_size, of_place = jax.random.split(key)
