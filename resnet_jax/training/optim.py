@@ -1,17 +1,20 @@
 """Optimizers: SGD as PyTorch defines it, schedules, and a different optimizer for each part of a network."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import optax
 import optax.contrib
 from flax import traverse_util
+from jax import numpy as jnp
 
 from resnet_jax.errors import ConfigError, listed
 from resnet_jax.training.state import is_frozen
 
 Optimizer = optax.GradientTransformation
+MUON_STEP = (3.4445, -4.7750, 2.0315)  # the coefficients of a step of Newton-Schulz
 
 
 def warmed_up(main: optax.Schedule, learning_rate: float, warmup: int) -> optax.Schedule:
@@ -54,9 +57,9 @@ def muon(
 ) -> Optimizer:
     """Muon for the kernels of convolutions, and AdamW for all other parameters, with one learning rate.
 
-    The momentum of a kernel (H, W, C, K) is orthogonalised as one matrix (H * W * C, K) by optax.contrib.muon. Its
-    update is scaled to a root mean square of about 0.2, as that of AdamW, so that both have the same learning rate
-    (arXiv:2502.16982, section 2.2). Weight decay is AdamW's, of kernels only.
+    The momentum of a kernel (H, W, C, K), which is that of optax.contrib.muon, is orthogonalised as one matrix
+    (H * W * C, K). Its update is scaled to a root mean square of about 0.2, as that of AdamW, so that both have the
+    same learning rate (arXiv:2502.16982, section 2.2). Weight decay is AdamW's, of kernels only.
     """
     decay = optax.add_decayed_weights(weight_decay)
     kernels = optax.chain(orthogonalised(momentum, nesterov), decay, optax.scale_by_learning_rate(learning_rate))
@@ -71,14 +74,13 @@ def muon(
 
 def orthogonalised(momentum: float, nesterov: bool) -> Optimizer:
     """The direction of muon for kernels of four axes, which optax before 0.2.6 takes as matrices only."""
-    inner = optax.contrib.muon(1.0, beta=momentum, nesterov=nesterov)
+    inner = optax.contrib.muon(1.0, beta=momentum, nesterov=nesterov, ns_steps=0)  # minus the momentum, scaled
 
     def matrices(kernels: Any) -> Any:
         return jax.tree.map(lambda kernel: kernel.reshape(-1, kernel.shape[-1]), kernels)
 
     def direction(update: jax.Array, kernel: jax.Array) -> jax.Array:
-        # optax's update of (rows, columns) is -sqrt(max(1, columns / rows)) times an orthogonal matrix
-        return (-0.2 * update.shape[0] ** 0.5 * update).reshape(kernel.shape)
+        return (0.2 * max(update.shape) ** 0.5 * near_orthogonal(-update)).reshape(kernel.shape)
 
     def init(params: Any) -> Any:
         return inner.init(matrices(params))
@@ -88,6 +90,27 @@ def orthogonalised(momentum: float, nesterov: bool) -> Optimizer:
         return jax.tree.map(direction, found, updates), state
 
     return optax.GradientTransformation(init, update)
+
+
+def near_orthogonal(matrix: jax.Array) -> jax.Array:
+    """The matrix (rows, columns) with its singular values moved to about 1, by Muon's five steps of Newton-Schulz.
+
+    A step takes X to X p, with p = a I + b G + c G G and G = X^T X. All these matrices are functions of the first G.
+    So only G and the product of all p are updated, and X is multiplied once. For (2304, 256) that takes a quarter of
+    the time of five multiplications. The products are exact float32, because each step enlarges their errors.
+    Source of a, b and c: https://kellerjordan.github.io/posts/muon
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return near_orthogonal(matrix.T).T
+    a, b, c = MUON_STEP
+    times = partial(jnp.matmul, precision="highest")
+    matrix = matrix / (jnp.linalg.norm(matrix) + 1e-8)
+    gram, identity = times(matrix.T, matrix), jnp.eye(matrix.shape[1])
+    factor = identity
+    for _ in range(5):
+        p = a * identity + b * gram + c * times(gram, gram)
+        factor, gram = times(factor, p), times(times(p, gram), p)
+    return times(matrix, factor)
 
 
 def clipped(optimizer: Optimizer, norm: float) -> Optimizer:

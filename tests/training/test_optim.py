@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from jax import numpy as jnp
 from made import NETS
@@ -12,7 +13,7 @@ from made import NETS
 from resnet_jax.models import create_model
 from resnet_jax.runs import OptimConfig
 from resnet_jax.runs.build import make_optimizer, make_schedule
-from resnet_jax.training.optim import is_kernel
+from resnet_jax.training.optim import is_kernel, near_orthogonal
 from resnet_jax.training.state import create_state
 
 EPOCHS, STEPS = 5, 8  # 40 steps
@@ -156,6 +157,29 @@ def test_muon_orthogonalises_kernels_of_convolutions():
         np.testing.assert_allclose(scaled, left @ np.diag(values) @ right, atol=1e-3)
         assert 0.1 < np.sqrt(np.mean(np.square(update))) / 0.1 < 0.3
     assert shapes == {True, False}  # kernels that are higher than wide, and the stem's
+
+
+@pytest.mark.parametrize("shape", [(90, 24), (24, 24), (9, 64), (1, 5)])
+@pytest.mark.parametrize("exponent", [0, -2, -8])
+def test_the_five_steps_are_those_of_optax(shape, exponent):
+    """Of a matrix whose singular values fall to 10^exponent, against the polynomial of each value in float64."""
+    rng = np.random.default_rng(0)
+    size = min(shape)
+    left, right = (np.linalg.qr(rng.normal(size=(axis, size)))[0] for axis in shape)
+    values = np.logspace(0, exponent, size)
+    matrix = ((left * values) @ right.T).astype(np.float32)
+    values = values / np.linalg.norm(values)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    np.testing.assert_allclose(near_orthogonal(jnp.asarray(matrix)), (left * values) @ right.T, atol=1e-3)
+    by_optax = optax.contrib.muon(1.0, beta=0.0, nesterov=False)
+    found, _ = by_optax.update(matrix, by_optax.init(matrix), matrix)
+    scale = -(max(1, shape[1] / shape[0]) ** 0.5)
+    np.testing.assert_allclose(near_orthogonal(jnp.asarray(matrix)), found / scale, atol=1e-3)
+
+
+def test_a_matrix_of_zeros_stays_zero():
+    np.testing.assert_array_equal(near_orthogonal(jnp.zeros((6, 3))), np.zeros((6, 3)))
 
 
 def test_muon_decays_kernels_by_the_rate_times_the_decay():
