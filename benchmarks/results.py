@@ -9,7 +9,8 @@ import re
 import sys
 from pathlib import Path
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import ConfigError, UserError
+from resnet_jax.runs.flags import recipes
 from resnet_jax.runs.results import read_results
 from resnet_jax.runs.sweep_file import Record, accuracy_text, failed, machine_text, seconds_of
 from resnet_jax.training.display import duration
@@ -29,9 +30,9 @@ def main() -> None:
     check = parser.parse_args().check
     try:
         results = read_results()
+        old = [page for page, up in PAGES.items() if not is_current(page, up, results)]
     except UserError as error:
         parser.error(str(error))
-    old = [page for page, up in PAGES.items() if not is_current(page, up, results)]
     for page in old:
         print(f"{page.relative_to(ROOT)}: {'the table differs from results/' if check else 'written'}")
         if not check:
@@ -68,6 +69,8 @@ def table(results: dict[str, Record], up: str = "") -> str:
 def cells(name: str, record: Record, up: str) -> list[str]:
     """The cells of a sweep. name: of its file."""
     recipe, epochs = record["recipe"], record["config"]["epochs"]
+    if recipe not in recipes():
+        raise ConfigError(f"results/{name}.json: {recipe!r} is no recipe in configs/")
     lost = f", {len(failed(record))} more failed" if failed(record) else ""
     flags = f", `{' '.join(record['flags'])}`" if record["flags"] else ""
     return [

@@ -9,6 +9,7 @@ import pytest
 from made_sweep import record_of, run_of
 
 from benchmarks import results as tables
+from resnet_jax.errors import ConfigError
 from resnet_jax.runs import results as measured
 from resnet_jax.runs.flags import changed, parse, recipes
 from resnet_jax.runs.results import Advice, advice, is_chapters, of_recipes, read_results
@@ -91,6 +92,11 @@ def test_the_table():
     assert tables.table({}) == tables.EMPTY
 
 
+def test_a_recipe_that_is_not_in_configs_has_no_row():
+    with pytest.raises(ConfigError, match=r"results/a\.json: 'my\.toml' is no recipe in configs/"):
+        tables.table({"a": record_of(run_of(0, 0.9), recipe="my.toml")})
+
+
 def test_a_table_replaces_the_one_between_the_marks():
     page = f"before\n\n{tables.START}\n\nold\nlines\n\n{tables.END}\n\nafter\n"
     changed_page = tables.with_table(page, "| new |")
@@ -113,10 +119,10 @@ def test_the_advice_on_a_cpu():
 
 
 def test_the_advice_elsewhere():
-    """The best that was measured on the same data; nothing if it is this recipe."""
+    """The best that was measured on the chapter's data; nothing if it is this recipe."""
     assert advice("gpu", {}) == ""
-    assert advice("gpu", {"quick": QUICK}) == ""
     better = "--config quick is better: measured test accuracy 0.9100 ± 0.1271 (n = 2) in 3 min 10 s"
+    assert advice("gpu", {"quick": QUICK}) == better
     other = QUICK | {"recipe": "cifar", "config": {"data": {"dataset": "cifar10"}}}
     assert advice("tpu", {"resnet18": CHAPTER, "cifar": other}) == ""
     assert advice("tpu", {"quick": QUICK, "resnet18": CHAPTER, "cifar": other}) == (

@@ -109,7 +109,7 @@ class OptimConfig:
     learning_rate: float = 0.01
     """The learning rate, or the peak of its schedule."""
     schedule: Schedule = "constant"
-    """constant; step (times --decay-factor at each of --decay-epochs); cosine or linear (to 0 at the last step);
+    """constant; step (times --decay-factor at each of --decay-epochs); cosine or linear (to 0 at the end);
     one_cycle (PyTorch's OneCycleLR: from 1/25 up to the peak, then down to 1/250000, both along a cosine)."""
     warmup_epochs: float = 0.0
     """Epochs in which the learning rate rises linearly from 0; for any schedule. With one_cycle the epochs of its own

@@ -68,7 +68,7 @@ def _fit(config: Config, callbacks: Sequence[Any]) -> RunResult:
     check_size(variable_shapes(model, info.image_shape[-1]), devices[0])  # also raises for options that do not fit
     pretrained = read_pretrained(config, model, info)
     dataset = own or build.load_data(config)
-    check_images(dataset.train.images.nbytes, devices[0])
+    check_images(dataset, devices[0])
     info = build.info_of(config.data, dataset)
     flips, stopping = build.flip_averaging(config), build.stopping(config)
     check_needed_parts([*flips, *stopping, *callbacks], dataset)

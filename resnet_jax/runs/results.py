@@ -40,7 +40,7 @@ def advice(platform: str, measured: dict[str, Record]) -> str:
     if platform == "cpu":
         other = QUICK
     else:
-        data = own["config"]["data"]["dataset"] if own else None
+        data = load_recipe(CHAPTER).data.dataset
         same = [recipe for recipe, record in measured.items() if record["config"]["data"]["dataset"] == data]
         other = max(same, key=lambda recipe: measured[recipe]["test_accuracy"]["mean"], default=CHAPTER)
     if other == CHAPTER:

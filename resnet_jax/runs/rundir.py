@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+import fnmatch
 import itertools
 import json
 import re
@@ -71,10 +72,13 @@ def check_new(path: Path, name: str = "--run-dir", resume: str = "--resume") -> 
 def _is_unused(path: Path, also: Sequence[str] = ()) -> bool:
     """Whether a folder holds no run: one that ended before its first step leaves a lock and no checkpoint.
 
-    also: the names of other files that do not count.
+    A run that was killed while it wrote its first config.json leaves a part of it. also: the names of other files that
+    do not count.
     """
     return all(
-        entry.name in (LOCK, *also) or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
+        entry.name in (LOCK, *also)
+        or fnmatch.fnmatchcase(entry.name, f"{CONFIG_FILE}.*.part")
+        or (entry.name == CHECKPOINTS and entry.is_dir() and not any(entry.iterdir()))
         for entry in path.iterdir()
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import jax
 from tqdm import tqdm
 
@@ -81,15 +82,25 @@ def run_sweep(sweep: Sweep) -> Record:
         try:
             result = fit(sweep.config_of(seed), callbacks=[] if sweep.test else [WithoutTest()])
         except Diverged as error:
-            run: Record = {"seed": seed, "failed": str(error)}
+            # its advice is for one run: with other options it would no longer belong to the sweep
+            run: Record = {"seed": seed, "failed": str(error).partition(";")[0]}
         else:
             run = run_of(seed, result)
             record["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(result.variables["params"]))
-        record = with_run(record, run)
-        record["command"] = command_of(sweep, record)
-        with kept_in(sweep.folder):
-            sweep.folder.mkdir(parents=True, exist_ok=True)
-            write_record(sweep.folder / SWEEP_FILE, record)
+        record = recorded(sweep, record, run)
+    return record
+
+
+def recorded(sweep: Sweep, record: Record, run: Record) -> Record:
+    """Write sweep.json with one more run. Other seeds, which another process trained meanwhile, stay in it."""
+    file = sweep.folder / SWEEP_FILE
+    with kept_in(sweep.folder):
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(sweep.folder / rundir.LOCK):
+            runs = read_record(file)["runs"] if file.exists() else record["runs"]
+            record = with_run(record | {"runs": runs}, run)
+            record["command"] = command_of(record)
+            write_record(file, record)
     return record
 
 
@@ -151,12 +162,12 @@ def run_of(seed: int, result: RunResult) -> Record:
     return run | {key: meta[key] for key in ("hardware", "versions")}
 
 
-def command_of(sweep: Sweep, record: Record) -> str:
-    """The command that makes the sweep."""
+def command_of(record: Record) -> str:
+    """The command that makes the sweep of a record."""
     seeds = [run["seed"] for run in record["runs"]]
     counted = seeds == list(range(len(seeds)))
     text = str(len(seeds)) if counted else ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")
-    return shlex.join(["resnet-jax", "sweep", sweep.recipe, "--seeds", text, *sweep.words])
+    return shlex.join(["resnet-jax", "sweep", record["recipe"], "--seeds", text, *record["flags"]])
 
 
 @contextlib.contextmanager

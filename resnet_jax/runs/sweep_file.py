@@ -42,10 +42,15 @@ def summary_of(values: Sequence[float]) -> Record | None:
 
 
 def with_run(record: Record, run: Record) -> Record:
-    """The record with one more run, and with the statistics of all of them."""
-    runs = sorted([*record["runs"], run], key=lambda run: run["seed"])
-    summaries = {key: summary_of([run[key] for run in runs if key in run]) for key in accuracy_keys()}
-    return record | {"runs": runs} | summaries
+    """The record with one more run, or another one of its seed, and with the statistics of all of them."""
+    others = [other for other in record["runs"] if other["seed"] != run["seed"]]
+    return with_statistics(record | {"runs": sorted([*others, run], key=lambda run: run["seed"])})
+
+
+def with_statistics(record: Record) -> Record:
+    """The record with the statistics of its runs."""
+    runs = record["runs"]
+    return record | {key: summary_of([run[key] for run in runs if key in run]) for key in accuracy_keys()}
 
 
 def accuracy_keys() -> list[str]:
@@ -97,7 +102,7 @@ def read_record(path: Path) -> Record:
             f"{path}: it does not hold a sweep ({one_line(error)}); restore that file, or delete it: the next sweep "
             "writes it again from the runs beside it"
         ) from None
-    return record
+    return with_statistics(record)
 
 
 def check_record(record: Any) -> None:
@@ -109,6 +114,8 @@ def check_record(record: Any) -> None:
     for run in record["runs"]:
         if not isinstance(run, dict) or not any(keys <= run.keys() for keys in (RUN_KEYS, FAILED_KEYS)):
             raise ValueError("a run is incomplete")
+        if type(run["seed"]) is not int or any(type(run.get(key, 0.0)) is not float for key in accuracy_keys()):
+            raise ValueError("a seed or an accuracy is no number")
 
 
 def write_record(path: Path, record: Record) -> None:

@@ -10,7 +10,7 @@ from resnet_jax.errors import ConfigError, listed
 from resnet_jax.models import Arch
 from resnet_jax.models.growth import check_place, insert_blocks, moved
 from resnet_jax.models.summary import LeafPath
-from resnet_jax.training.state import PyTree, TrainState
+from resnet_jax.training.state import PyTree, TrainState, trained
 
 Leaves = dict[LeafPath, Any]
 GROWTH = 2**31 - 1  # no step has this number, so the keys differ from those of the steps
@@ -33,21 +33,23 @@ def grow_state(
     averages = held.averages and insert_blocks(arch, held.averages, stage, position, keys)[1]
     arch, variables = insert_blocks(arch, variables, stage, position, keys)
     params = variables["params"]
-    names = [f"block{i}" for i in range(position, position + blocks)]
-    inserted = {f"stage{stage}": {name: params[f"stage{stage}"][name] for name in names}}
     old = {moved(path, stage, position, blocks): leaf for path, leaf in by_name(held.opt_state).items()}
-    opt_state = graft(held.optimizer, params, inserted, old)
+    opt_state = graft(held.optimizer, trained(params, held.frozen), old)
     statistics = variables["batch_stats"]
     return arch, held.replace(params=params, batch_stats=statistics, opt_state=opt_state, averages=averages)
 
 
-def graft(optimizer: optax.GradientTransformation, params: PyTree, inserted: PyTree, old: Leaves) -> PyTree:
-    """The optimizer's state for params: its old state for the old params, its initial state for the inserted ones.
+def graft(optimizer: optax.GradientTransformation, params: PyTree, old: Leaves) -> PyTree:
+    """The optimizer's state for params: its old state where it has one, its initial state for the inserted ones.
 
     Optimizers keep their state of each weight in trees with the names of the weights, at any depth. Other leaves, such
     as counts, keep their values. ConfigError if the names or shapes of this optimizer's state do not follow that form.
     """
-    leaves = by_name(optimizer.init(inserted)) | old  # not of all params, to save memory
+
+    def initial(params: PyTree) -> Leaves:
+        return {name: leaf for name, leaf in by_name(optimizer.init(params)).items() if name not in old}
+
+    leaves = jax.jit(initial)(params) | old  # under jit the state of the old params takes no memory
     like = jax.eval_shape(optimizer.init, params)
     wanted = {name: leaf.shape for name, leaf in by_name(like).items()}
     if wanted != (held := {name: np.shape(leaf) for name, leaf in leaves.items()}):

@@ -8,6 +8,7 @@ from resnet_jax import host_memory
 from resnet_jax.errors import ConfigError, TrainingError, one_line
 
 if TYPE_CHECKING:
+    from resnet_jax.data import ImageDataset
     from resnet_jax.training.parallel import Device, PyTree
 
 # XLA's messages begin with the name of their status code. On a CPU, jaxlib 0.7 has another code and these words.
@@ -34,13 +35,15 @@ def check_size(variables: "PyTree", device: "Device") -> None:
         )
 
 
-def check_images(images: int, device: "Device") -> None:
-    """Raise ConfigError for training images of more bytes than the device has: every device holds all of them."""
-    held = memory_of(device)
-    if held is not None and images > held:
+def check_images(data: "ImageDataset", device: "Device") -> None:
+    """Raise ConfigError for images of more bytes than the device has: every device holds all images of all parts."""
+    parts = [part for part in (data.train, data.validation, data.test) if part is not None]
+    size, held = sum(part.images.nbytes for part in parts), memory_of(device)
+    if held is not None and size > held:
         raise ConfigError(
-            f"the training images take {images / 2**30:,.1f} GiB, and this {device.platform}, which holds all of them, "
-            f"has {held / 2**30:,.1f} GiB; give fewer or smaller ones (--image-size, for a folder)"
+            f"the images take {size / 2**30:,.1f} GiB, and this {device.platform}, which holds all of them, has "
+            f"{held / 2**30:,.1f} GiB; give fewer (--train-images, --test-images), or smaller ones for a folder "
+            "(--image-size)"
         )
 
 

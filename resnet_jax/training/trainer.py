@@ -139,7 +139,7 @@ class Trainer:
             check_distributions(self.loss, data.num_classes)
         state = jax.eval_shape(program.initial_state)  # raises for an optimizer or a frozen part that does not fit
         check_size(state.params, devices[0])
-        check_images(data.train.images.nbytes, devices[0])
+        check_images(data, devices[0])
         return Loop(
             program=program,
             data=data,

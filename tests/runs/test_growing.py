@@ -43,7 +43,7 @@ from resnet_jax.runs.override import check_same
 from resnet_jax.runs.rundir import read_config
 from resnet_jax.training import loop
 from resnet_jax.training.growth import grow_state
-from resnet_jax.training.optim import muon
+from resnet_jax.training.optim import by_path, muon
 from resnet_jax.training.parallel import replicate, shard
 from resnet_jax.training.state import TrainState, create_state
 from resnet_jax.training.step import Dataset, make_train_steps
@@ -80,6 +80,7 @@ def optimizers():
         "muon": muon(optax.linear_schedule(0.1, 0.0, 9), weight_decay=1e-3),
         "adamw": optax.adamw(optax.linear_schedule(0.1, 0.0, 9)),
         "kernels": optax.multi_transform(parts, labels),
+        "by_path": by_path({"head": optax.adam(1e-3), "": optax.sgd(0.1, momentum=0.9)}),
     }
 
 
@@ -111,7 +112,7 @@ def named(tree):
     return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): np.asarray(leaf) for path, leaf in parts}
 
 
-@pytest.mark.parametrize("name", thorough_except(("sgd", "adamw", "muon", "kernels"), "muon", "kernels"))
+@pytest.mark.parametrize("name", thorough_except(("sgd", "adamw", "muon", "kernels", "by_path"), "muon", "by_path"))
 def test_old_weights_keep_what_the_optimizer_knows(name):
     """And new ones start as init has them; counts go on. Two blocks come in before the last of three."""
     arch, optimizer = dataclasses.replace(NETS[0], stages=((1, 64), (3, 16))), optimizers()[name]
@@ -133,6 +134,16 @@ def test_old_weights_keep_what_the_optimizer_knows(name):
     jax.tree.map(np.testing.assert_array_equal, *(stage[f"block{5 - 2 * i}"] for i, stage in enumerate(last)))
     blocks = [grown.params["stage2"][f"block{i}"]["conv1"]["kernel"] for i in (3, 4)]
     assert np.any(blocks[0] != blocks[1])  # each has a key of its own
+
+
+def test_the_optimizer_of_a_frozen_part_grows():
+    """The optimizer knows the other parts only."""
+    optimizer = optax.sgd(0.1, momentum=0.9)
+    state = used_state(NETS[0], optimizer)
+    known = {"stage2": state.params["stage2"], "head": state.params["head"]}
+    state = state.replace(frozen=("stem", "stage1"), opt_state=jax.device_get(optimizer.init(known)))
+    _, grown = grow_state(NETS[0], state, stage=2)
+    assert named(grown.opt_state).keys() == named(optimizer.init({**known, "stage2": grown.params["stage2"]})).keys()
 
 
 @pytest.mark.parametrize("name", ["flat", "renamed"])

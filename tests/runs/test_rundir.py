@@ -77,12 +77,12 @@ def test_a_folder_that_another_run_takes_meanwhile():
     assert made.snapshot(Path()) == before
 
 
-@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "checkpoints/"]])
+@pytest.mark.parametrize("left", [[], [".lock"], [".lock", "checkpoints/"], [".lock", "config.json.0a1b2c3d.part"]])
 @pytest.mark.parametrize("resume", [False, "auto"])
 def test_what_a_start_that_was_interrupted_leaves_is_no_run(left, resume):
     for name in ["", *left]:
         path = Path("run") / name
-        path.touch() if name == ".lock" else path.mkdir()
+        path.mkdir() if name in ("", "checkpoints/") else path.touch()
     assert choose(made.change(TINY, run_dir="run", resume=resume)) == Place(Path("run"), False, True)
 
 

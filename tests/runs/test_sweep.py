@@ -198,7 +198,7 @@ def test_a_run_that_diverges_is_recorded(whole, monkeypatch, capsys):
         assert swept("my.toml --seeds 2") == 1
     record = record_in(Path("sweeps/my"))
     assert record["runs"][0]["seed"] == 0
-    assert record["runs"][0]["failed"].startswith("the loss is nan at or before step 3: training has diverged")
+    assert record["runs"][0]["failed"] == "the loss is nan at or before step 3: training has diverged"
     assert record["test_accuracy"] == {
         "n": 1,
         "mean": record_in(whole)["runs"][1]["test_accuracy"],
@@ -210,6 +210,21 @@ def test_a_run_that_diverges_is_recorded(whole, monkeypatch, capsys):
     assert "(n = 1): one run has no deviation and no interval" in out
     assert swept("my.toml --seeds 2") == 1
     assert record_in(Path("sweeps/my")) == record
+
+
+def test_seeds_that_another_process_trained_meanwhile_stay(whole, tmp_path, monkeypatch):
+    """Each process has read sweep.json before the other one wrote it."""
+    folder = copied(whole, tmp_path / "sweeps" / "my")
+    (folder / "sweep.json").unlink()
+
+    def fit_with(config: Any, callbacks: Any = ()) -> Any:
+        monkeypatch.setattr(sweep, "fit", fit)
+        assert swept("my.toml --seeds 1,") == 0
+        return fit(config, callbacks=callbacks)
+
+    monkeypatch.setattr(sweep, "fit", fit_with)
+    assert swept("my.toml --seeds 0,") == 0
+    assert without_seconds(record_in(folder)) == without_seconds(record_in(whole))
 
 
 @pytest.mark.thorough

@@ -15,6 +15,7 @@ from resnet_jax.runs.sweep_file import (
     read_record,
     seconds_of,
     summary_of,
+    with_run,
     write_record,
 )
 
@@ -53,6 +54,11 @@ def test_failed_runs_do_not_count():
     assert seconds_of(record) == 150
 
 
+def test_a_run_of_the_same_seed_replaces_the_old_one():
+    record = with_run(record_of(run_of(0, 0.9), run_of(1, 0.8)), run_of(0, 0.7))
+    assert record == record_of(run_of(0, 0.7), run_of(1, 0.8))
+
+
 def test_the_machine_in_words():
     gpu = {"devices": "gpu: 1 x NVIDIA H200, bfloat16", "cpu": "Intel"}
     cpu = "AMD EPYC 9R14: bfloat16, 2 cores, oneDNN kernels"
@@ -68,6 +74,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert read_record(tmp_path / "sweep.json") == record
 
 
+def test_statistics_are_those_of_the_runs(tmp_path):
+    """Whatever the file says of them."""
+    record = record_of(run_of(0, 0.9), run_of(1, 0.8))
+    write_record(tmp_path / "sweep.json", record | {"test_accuracy": 0.99})
+    assert read_record(tmp_path / "sweep.json") == record
+
+
 BAD = {
     "": "it does not hold a sweep",
     "[1, 2]": "it has no list of runs",
@@ -75,6 +88,8 @@ BAD = {
     json.dumps({"runs": []}): "it has no command",
     json.dumps(record_of() | {"runs": [{"seed": 1}]}): "a run is incomplete",
     json.dumps(record_of() | {"runs": [1]}): "a run is incomplete",
+    json.dumps(record_of() | {"runs": [run_of(0, 0.9) | {"seed": "0"}]}): "a seed or an accuracy is no number",
+    json.dumps(record_of() | {"runs": [run_of(0, 0.9) | {"test_accuracy": "0.9"}]}): "an accuracy is no number",
 }
 
 

@@ -141,16 +141,18 @@ def test_the_limit_of_a_container_counts(monkeypatch):
             check_size(network, jax.devices()[0])
 
 
-def test_training_images_that_are_larger_than_the_memory(monkeypatch):
-    """Every device holds all of them, as bytes. The test images are not counted."""
-    gpu: Any = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 80 * 2**30})
-    check_images(80 * 2**30, gpu)
-    with pytest.raises(ConfigError, match=r"images take 180\.0 GiB, and this gpu, .* has 80\.0 GiB; give fewer"):
-        check_images(180 * 2**30, gpu)
+def test_images_that_are_larger_than_the_memory(monkeypatch):
+    """Every device holds those of all parts, as bytes."""
+    images = np.zeros((20, 32, 32, 1), np.uint8)
+    data: Any = resnet_jax.data.from_arrays(images, np.arange(20, dtype=np.int32) % 2, test=0.5)
+    gpu: Any = types.SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": images.nbytes})
+    check_images(data, gpu)
+    gpu.memory_stats = lambda: {"bytes_limit": images.nbytes - 1}
+    with pytest.raises(ConfigError, match=r"the images take 0\.0 GiB, and this gpu, .* has 0\.0 GiB; give fewer"):
+        check_images(data, gpu)
     monkeypatch.setattr(host_memory, "memory", lambda: host_memory.Memory(None, 16000))
-    wide = resnet_jax.data.from_arrays(np.zeros((20, 32, 32, 1), np.uint8), np.arange(20, dtype=np.int32) % 2)
-    with pytest.raises(ConfigError, match="the training images take"):
-        trainer().make_loop(Plain(), wide)
+    with pytest.raises(ConfigError, match="the images take"):
+        trainer().make_loop(Plain(), data)
 
 
 @pytest.mark.parametrize(("stats", "held"), [({"bytes_limit": 100}, 100), ({}, None), (None, None)])

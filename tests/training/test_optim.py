@@ -178,6 +178,18 @@ def test_the_five_steps_are_those_of_optax(shape, exponent):
     np.testing.assert_allclose(near_orthogonal(jnp.asarray(matrix)), found / scale, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    """Of a matrix of almost rank 1, where an error of the Gram matrix would grow by 12 in each step."""
+    rng = np.random.default_rng(0)
+    matrix = jnp.asarray(np.outer(rng.normal(size=288), rng.normal(size=64)) + 1e-4 * rng.normal(size=(288, 64)), dtype)
+    found = near_orthogonal(matrix)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(
+        found.astype(np.float32), near_orthogonal(matrix.astype(np.float32)), rtol=0.01, atol=1e-3
+    )
+
+
 def test_a_matrix_of_zeros_stays_zero():
     np.testing.assert_array_equal(near_orthogonal(jnp.zeros((6, 3))), np.zeros((6, 3)))
 
