@@ -93,7 +93,7 @@ class Block(nn.Module, kw_only=True):
 
 
 class Residual(Block):
-    """The seed's residual block: two 3x3 convolutions and a shortcut, act(g(x) + x).
+    """The residual block of the chapter: two 3x3 convolutions and a shortcut, act(g(x) + x).
 
     x: (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), num_channels).
     Without use_1x1conv the shortcut is x itself: C must equal num_channels and strides must be 1 (else ConfigError).
@@ -113,17 +113,17 @@ class Residual(Block):
         y = self.conv(self.num_channels, (3, 3), self.strides, padding=1, name="conv1")(x)
         y = norm_act(self.norm, self.act, y, train, "bn1")
         y = self.conv(self.num_channels, (3, 3), padding=1, name="conv2")(y)
-        if self.use_1x1conv:  # The seed has no norm on this shortcut; torchvision has one.
+        if self.use_1x1conv:  # the chapter has no norm on this shortcut; torchvision has one
             x = self.conv(self.num_channels, (1, 1), self.strides, name="conv3")(x)
         return self.join(self.conv, self.norm, y, x, train, "bn2")
 
 
 class ResNeXtBlock(Block):
-    """The seed's ResNeXt block: 1x1, grouped 3x3 and 1x1 convolutions and a shortcut, act(g(x) + x).
+    """The ResNeXt block of the chapter: 1x1, grouped 3x3 and 1x1 convolutions and a shortcut, act(g(x) + x).
 
     x: (N, H, W, C) -> (N, ceil(H / strides), ceil(W / strides), num_channels).
     The bottleneck has round(num_channels * bot_mul) channels. `groups` is the WIDTH of a group, not their number:
-    ResNeXtBlock(32, 16, 1) has 2 groups of 16 channels. The seed's code means the same, since it passes
+    ResNeXtBlock(32, 16, 1) has 2 groups of 16 channels. The chapter's code means the same, since it passes
     groups=bot_channels // groups to PyTorch; its text calls `groups` a number.
     ConfigError if the width does not divide the bottleneck, or if x cannot be the shortcut without use_1x1conv.
     Source: arXiv:1611.05431, figure 3(c); d2l.ai, section 8.6.5.

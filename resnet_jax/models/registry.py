@@ -36,7 +36,7 @@ class Arch:
 
     stages: (number of blocks, output channels) for each stage. block: a name in BLOCKS.
     stem: "standard" (7x7 and max-pool, for large images) or "small" (3x3, for small ones), with stem_channels.
-    group_width: the width of a group in the seed's ResNeXt block. groups: the number of groups in the bottleneck.
+    group_width: the width of a group in the chapter's ResNeXt block. groups: the number of groups in the bottleneck.
     bot_mul: an argument of these two blocks. pad_shortcut: an argument of the basic block.
     trunk: "resnet", or "airbench", for which stages are its groups, and which has no blocks and a stem of its own.
     """
@@ -94,7 +94,7 @@ ARCHS = {
     for arch in (
         Arch("resnet18", STAGES_18),
         Arch("resnet34", STAGES_34),
-        # groups of 16 channels and a bottleneck of full width, as in the seed's ResNeXtBlock(32, 16, 1)
+        # groups of 16 channels and a bottleneck of full width, as in the chapter's ResNeXtBlock(32, 16, 1)
         Arch("resnext18", STAGES_18, block="resnext"),
         Arch("resnext34", STAGES_34, block="resnext"),
         # torchvision's networks

@@ -74,7 +74,7 @@ class Stage(nn.Module):
 
 
 class ResNet(nn.Module):
-    """The seed's trunk: a stem, stages of (number of blocks, channels), global average pooling, a dense head.
+    """The trunk of the chapter: a stem, stages of (number of blocks, channels), global average pooling, a dense head.
 
     x: (N, H, W, C), any C -> logits (N, num_classes), float32. ConfigError for an image that is too small.
     num_classes: 0 removes the head, so that the model returns the pooled features (N, C), float32.

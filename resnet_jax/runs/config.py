@@ -80,8 +80,8 @@ class ModelConfig:
     """Compute the first convolution of airbench from the first 5,000 training images, so that its outputs are
     uncorrelated, and keep this kernel. Its bias is trained."""
     batch_norm_momentum: float = 0.9
-    """The share of the old value that the running averages of batch norm keep in each step. PyTorch's momentum is
-    what they take: its 0.1 is 0.9 here."""
+    """The share of the old value that the running averages of batch norm keep in each step. PyTorch's
+    momentum is the share of the new value, so its 0.1 is 0.9 here."""
     squeeze_excitation: bool = False
     """Add squeeze-and-excitation to every block."""
     stochastic_depth: float = 0.0

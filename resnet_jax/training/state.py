@@ -26,10 +26,10 @@ class TrainState(struct.PyTreeNode):
 
     step: () int32, updates made so far. params, batch_stats: the model's; batch_stats is {} for a model without them.
     opt_state: the optimizer's, of the trained params alone. others: the model's further collections, {} for most.
-    seed: () uint32, from which each step draws its random numbers. The fields after it are constants of the program:
-    model, optimizer, loss, frozen, the paths of the parts that keep their weights ("stem", "stage1/block1"),
-    averaging, sam and accumulate (see create_state). With averaging, averages holds the averaged params and batch_stats
-    in a dict of these two names.
+    seed: () uint32, from which each step draws its random numbers. averages: with averaging, the averaged
+    params and batch_stats in a dict of these two names. The other fields are constants of the program, and no part of
+    the pytree: model, optimizer, loss, averaging, sam, accumulate (see create_state), and frozen, the paths of the
+    parts that keep their weights ("stem", "stage1/block1").
     """
 
     step: Any

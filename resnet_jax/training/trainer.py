@@ -56,8 +56,8 @@ class Result:
 class Trainer:
     """How to train; `fit` takes what to train, and on what.
 
-    max_epochs, batch_size: passes over the training images, and images of a step over all devices. Images that do not
-    fill a batch are left out of an epoch, other ones in each.
+    max_epochs, batch_size: passes over the training images, and images of a step over all devices. An epoch leaves
+    out the last images that do not fill a batch; which images these are changes with the epoch.
     optimizer: any optax one, or a mapping from paths of parts to optimizers (see by_path). loss: a function of
     (logits (N, K), labels (N,)) that returns (N,), or the mean (); with mixup or cutmix the labels of training images
     are distributions (N, K). augment: functions of (key, image), in order (see resnet_jax.augment). callbacks: objects
