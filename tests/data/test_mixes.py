@@ -175,8 +175,8 @@ def test_bytes_are_mixed_in_zero_to_one():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: mixup(0), "mixup: alpha 0 is out of range: it must be above 0"),
-        (lambda: mixup(-1), "mixup: alpha -1 is out of range: it must be finite and at least 0"),
+        (lambda: mixup(0), "mixup: alpha 0 is out of range: it must be finite and above 0"),
+        (lambda: mixup(-1), "mixup: alpha -1 is out of range: it must be finite and above 0"),
         (lambda: cutmix(math.nan), "cutmix: alpha nan is out of range"),
         (lambda: cutmix(1, 1.5), "cutmix: probability 1.5 is out of range: it must be from 0 to 1"),
     ],
